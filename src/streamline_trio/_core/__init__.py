@@ -1,0 +1,1 @@
+"""The pure core: documents, rules and decisions. No I/O, no clock, no randomness, no await."""

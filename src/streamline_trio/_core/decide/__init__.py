@@ -1,0 +1,62 @@
+"""`decide`: the only place that changes a run.
+
+    decide(run, happening, plan, now) -> Decision(run', events)
+
+Pure: the clock, randomness and ids are arguments. A happening that the run's state does not allow raises and
+changes nothing; one that already took effect gives back the same run object and no events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from streamline_trio._core import happenings as h
+from streamline_trio._core.decide import answering, claiming, noting, steering, stepping, suspending
+from streamline_trio._core.decide.admission import StartRequest, admit
+from streamline_trio._core.decide.turn import Decision, Turn
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.plan import Plan
+
+_RULES: dict[type[h.Happening], Callable[[Turn, Any], bool | None]] = {
+    h.Finished: stepping.finished,
+    h.Skipped: stepping.skipped,
+    h.AttemptFailed: stepping.attempt_failed,
+    h.WentTo: stepping.went_to,
+    h.HandedBack: stepping.handed_back,
+    h.CancelUnwound: stepping.cancel_unwound,
+    h.DeadlinePassed: stepping.deadline_passed,
+    h.Suspended: suspending.suspended,
+    h.WaitOpened: suspending.wait_opened,
+    h.StateSet: noting.state_set,
+    h.CheckpointSaved: noting.checkpoint_saved,
+    h.Memoized: noting.memoized,
+    h.Claimed: claiming.claimed,
+    h.Answered: answering.answered,
+    h.Withdrawn: answering.withdrawn,
+    h.SignalArrived: answering.signal_arrived,
+    h.CancelAsked: steering.cancel_asked,
+    h.PauseAsked: steering.pause_asked,
+    h.UnpauseAsked: steering.unpause_asked,
+    h.Rewound: steering.rewound,
+    h.Retried: steering.retried,
+}
+
+
+def decide(run: RunDoc, happening: h.Happening, plan: Plan, now: int, commit: int | None = None) -> Decision:
+    """The next run, and the events to publish once it is committed.
+
+    `now` is in milliseconds since the epoch; `commit` is the id under which the result will be written.
+    Raises `LeaseLost` for a holder's happening under another lease, `InvalidState`, `ValidationError`,
+    `TokenInvalid` or `StepNotFound` for what the run does not allow, `InvalidTransition` for a bug of ours.
+    """
+    turn = Turn(run, plan, now)
+    rule = _RULES[type(happening)]
+    if rule(turn, happening) is False:
+        return Decision(run)
+    if turn.lease is not None and isinstance(happening, h.Held):
+        turn.change(attention=False)
+    return turn.build(commit)
+
+
+__all__ = ["Decision", "StartRequest", "admit", "decide"]

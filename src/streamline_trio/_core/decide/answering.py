@@ -1,0 +1,121 @@
+"""The outside answers: a person, a signal, or somebody who ends a wait.
+
+An answer on a parked run makes it ready in the same write; on a leased run it is recorded, and the holder's
+attention is asked for. An answer wins over a deadline until a worker has committed the timeout.
+"""
+
+from __future__ import annotations
+
+from streamline_trio._core.decide.matching import check_shape, open_for
+from streamline_trio._core.decide.turn import Turn
+from streamline_trio._core.documents import Message, Outcome, Record
+from streamline_trio._core.errors import TokenInvalid, ValidationError
+from streamline_trio._core.events import WorkflowResumed
+from streamline_trio._core.happenings import Answered, SignalArrived, Withdrawn
+from streamline_trio._core.payload import NULL
+from streamline_trio._core.status import ACTIVE
+
+MAX_INBOX = 1000
+SEEN_FOR = 24 * 60 * 60 * 1000
+_PRUNE_ABOVE = 64
+
+
+def answered(turn: Turn, happening: Answered) -> None:
+    """Give an open wait its payload."""
+    key = _find(turn, "resume", happening.token, happening.step)
+    record = turn.records[key]
+    payload = happening.payload
+    if payload is None:
+        if record.kind == "human":
+            raise ValidationError(f"the wait {_title(record)!r} of run {turn.run.id} needs a payload")
+        payload = NULL
+    check_shape(record, payload, f"the answer to {_title(record)!r} of run {turn.run.id}")
+    _settle_wait(turn, key, "fired" if record.kind == "timer" else "value", value=payload)
+
+
+def withdrawn(turn: Turn, happening: Withdrawn) -> None:
+    """End a human wait without an answer."""
+    key = _find(turn, "withdraw", happening.token, happening.step)
+    if turn.records[key].kind != "human":
+        raise turn.invalid("withdraw", "what it waits for is not a person", "waiting")
+    _settle_wait(turn, key, "withdrawn", note=happening.reason)
+
+
+def signal_arrived(turn: Turn, happening: SignalArrived) -> bool:
+    """Answer the wait for it, or keep it (addressed only). False: it was here before, or nobody waits."""
+    seen = f"{'run' if happening.addressed else 'all'}\n{happening.signal}\n{happening.id}"
+    if seen in turn.seen:
+        return False
+    if turn.status not in ACTIVE:
+        if not happening.addressed:
+            return False
+        raise turn.invalid("signal", "it is settled", *sorted(ACTIVE))
+    key = open_for(turn, happening.signal, happening.payload)
+    if key is not None:
+        record = turn.records[key]
+        check_shape(record, happening.payload, f"signal {happening.signal!r} for run {turn.run.id}")
+        _settle_wait(turn, key, "value", value=happening.payload)
+    elif happening.addressed:
+        _keep(turn, happening)
+    else:
+        return False
+    _remember(turn, seen)
+    return True
+
+
+def _keep(turn: Turn, happening: SignalArrived) -> None:
+    if len(turn.inbox) >= MAX_INBOX:
+        raise turn.invalid("signal", f"its inbox holds {MAX_INBOX} signals that it has not taken")
+    number = turn.changed("arrivals") + 1
+    message = Message(signal=happening.signal, payload=happening.payload, id=happening.id, at=turn.now)
+    turn.change(arrivals=number)
+    turn.inbox = {**turn.inbox, f"{number:012d}": message}
+
+
+def _remember(turn: Turn, seen: str) -> None:
+    """Note the signal's id; now and then forget those that are older than a day."""
+    known = turn.seen
+    if len(known) >= _PRUNE_ABOVE:
+        known = {key: at for key, at in known.items() if at > turn.now - SEEN_FOR}
+    turn.seen = {**known, seen: turn.now}
+
+
+def _settle_wait(
+    turn: Turn, key: str, outcome: Outcome, *, value: bytes | None = None, note: str | None = None
+) -> None:
+    turn.resolve(key, outcome, value=value, note=note)
+    if turn.lease is not None:
+        turn.change(attention=True)
+        return
+    step_id = turn.current()
+    if turn.step(step_id).status == "waiting":
+        turn.move_step(step_id, "running")
+        turn.to("running")
+        turn.ready()
+        turn.emit(WorkflowResumed, step=step_id)
+
+
+def _find(turn: Turn, action: str, token: str | None, step: str | None) -> str:
+    """Key of the open wait that is meant."""
+    if token is not None:
+        return _find_by_token(turn, token)
+    waits = [key for key, record in turn.records.items() if record.outcome is None]
+    if turn.status not in ACTIVE or not waits or (step is not None and step != turn.current_step):
+        where = "nothing" if step is None else f"step {step} waits for nothing"
+        raise turn.invalid(action, f"{where} waits for an answer" if step is None else where, "waiting")
+    if len(waits) > 1:
+        waits = [key for key in waits if turn.records[key].kind == "human"] or waits
+    if len(waits) > 1:
+        raise turn.invalid(action, f"{len(waits)} waits are open: answer one by its token", "waiting")
+    return waits[0]
+
+
+def _find_by_token(turn: Turn, token: str) -> str:
+    for key, record in turn.records.items():
+        if record.outcome is None and token in record.tokens:
+            return key
+    raise TokenInvalid("this token is unknown, used or expired")
+
+
+def _title(record: Record) -> str:
+    return record.name or record.reason or record.signal or record.kind

@@ -1,0 +1,137 @@
+"""A worker takes a run: the write that makes it the holder also does what the run was due for.
+
+That write begins the step or the attempt, fires the timer, records that a wait timed out, or settles a run that
+was cancelled, overran its deadline or crashed too often. No handler sees an outcome that is not committed.
+"""
+
+from __future__ import annotations
+
+from streamline_trio._core.decide.stepping import overdue
+from streamline_trio._core.decide.suspending import fire
+from streamline_trio._core.decide.turn import Turn
+from streamline_trio._core.documents import ErrorDoc, Lease
+from streamline_trio._core.errors import StepNotFound, VersionMismatch
+from streamline_trio._core.events import (
+    WorkflowDeadLettered,
+    WorkflowRecovered,
+    WorkflowResumed,
+    WorkflowStarted,
+)
+from streamline_trio._core.happenings import Claimed
+from streamline_trio._core.status import ACTIVE
+
+DEAD_LETTERED = "dead_lettered"
+
+
+def claimed(turn: Turn, happening: Claimed) -> None:
+    """Take an unleased run that is due, or one whose worker is certainly gone."""
+    _require_claimable(turn, happening)
+    lost = turn.lease
+    turn.lease = None
+    if lost is not None:
+        _recover(turn, lost, happening)
+        if turn.status not in ACTIVE:
+            return
+    if turn.cancel_requested:
+        turn.settle_cancelled(turn.head.cancel_reason)
+    elif turn.is_overdue:
+        turn.settle_failed(overdue(turn))
+    elif turn.paused:
+        turn.release()
+    elif not _knows_current_step(turn):
+        _settle_mismatch(turn)
+    else:
+        _take(turn, happening.worker)
+
+
+def _require_claimable(turn: Turn, happening: Claimed) -> None:
+    if turn.status not in ACTIVE:
+        raise turn.invalid("claim", "it is settled", "draft", "running", "waiting")
+    if turn.lease is not None:
+        if not happening.lease_dead:
+            raise turn.invalid("claim", "a worker holds it", "draft", "running", "waiting")
+    elif turn.head.due_at is None or turn.head.due_at > turn.now:
+        raise turn.invalid("claim", "it is not due", "draft", "running", "waiting")
+
+
+def _recover(turn: Turn, lost: Lease, happening: Claimed) -> None:
+    recoveries, streak = turn.head.recoveries + 1, turn.head.streak + 1
+    turn.change(recoveries=recoveries, streak=streak)
+    turn.emit(WorkflowRecovered, worker=happening.worker, lost_worker=lost.worker, recoveries=recoveries)
+    step_id = turn.current()
+    if turn.step(step_id).status == "running":
+        turn.note_crash(step_id, lost.worker)
+    if streak > happening.max_recoveries and not turn.cancel_requested:
+        text = f"run {turn.run.id} was recovered {streak - 1} times in a row without progress"
+        turn.emit(WorkflowDeadLettered, recoveries=recoveries)
+        turn.change(dead_lettered=True)
+        _fail_current(turn, ErrorDoc(code=DEAD_LETTERED, message=text, type="DeadLettered", step=step_id))
+
+
+def _fail_current(turn: Turn, error: ErrorDoc) -> None:
+    """Fail the run and its current step, also one that is pending."""
+    step_id = turn.current()
+    if turn.step(step_id).status == "pending":
+        turn.move_step(step_id, "failed", error=error, ended_at=turn.now, retry_at=None)
+    turn.settle_failed(error)
+
+
+def _knows_current_step(turn: Turn) -> bool:
+    step_id = turn.current_step
+    if step_id is None:
+        return True
+    try:
+        turn.plan.index(step_id)
+    except StepNotFound:
+        return False
+    return True
+
+
+def _settle_mismatch(turn: Turn) -> None:
+    text = (
+        f"workflow {turn.plan.workflow} {turn.plan.version} has no step {turn.current_step},"
+        f" where run {turn.run.id} stands"
+    )
+    _fail_current(
+        turn,
+        ErrorDoc(code=VersionMismatch.code, message=text, type="VersionMismatch", step=turn.current_step),
+    )
+
+
+def _take(turn: Turn, worker: str) -> None:
+    if turn.status == "draft":
+        _start(turn, worker)
+    elif turn.status == "waiting":
+        _wake(turn, worker)
+    else:
+        _continue(turn, worker)
+    turn.lease = Lease(worker=worker, fence=turn.head.fence + 1)
+    turn.change(fence=turn.head.fence + 1, attention=False, ready_at=None)
+
+
+def _start(turn: Turn, worker: str) -> None:
+    turn.to("running")
+    turn.change(started_at=turn.now)
+    turn.emit(WorkflowStarted)
+    turn.begin(turn.plan.first, worker)
+
+
+def _wake(turn: Turn, worker: str) -> None:
+    """A retry is due, or a wait."""
+    step_id = turn.current()
+    step = turn.step(step_id)
+    turn.to("running")
+    if step.status == "pending":
+        turn.begin(step_id, worker)
+        return
+    if not fire(turn):
+        raise turn.invalid("claim", "none of its waits is due", "draft", "running", "waiting")
+    turn.move_step(step_id, "running", worker=worker)
+    turn.emit(WorkflowResumed, step=step_id)
+
+
+def _continue(turn: Turn, worker: str) -> None:
+    """The run is ready: its next step has not begun, or its handler is to be entered again."""
+    step_id = turn.current()
+    if turn.step(step_id).status == "pending":
+        turn.begin(step_id, worker)

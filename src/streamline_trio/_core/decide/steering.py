@@ -1,0 +1,126 @@
+"""What operators and clients ask of a run: cancel, pause, unpause, rewind, retry.
+
+They need no code of the workflow. On a leased run they only record what is asked; the holder does it. A verb
+that already took effect changes nothing (the function returns False).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from streamline_trio._core.decide.stepping import forget_failed_outcomes, reset_steps, restart_deadline
+from streamline_trio._core.decide.turn import Turn
+from streamline_trio._core.documents import Memo
+from streamline_trio._core.events import (
+    WorkflowPaused,
+    WorkflowRetry,
+    WorkflowRewound,
+    WorkflowUnpaused,
+)
+from streamline_trio._core.happenings import CancelAsked, PauseAsked, Retried, Rewound, UnpauseAsked
+from streamline_trio._core.status import SETTLED
+
+_replace = msgspec.structs.replace
+
+
+def cancel_asked(turn: Turn, happening: CancelAsked) -> bool:
+    """Settle an unleased run at once; ask the holder of a leased one."""
+    if turn.status in SETTLED or (turn.cancel_requested and turn.lease is not None and not happening.lease_dead):
+        return False
+    reason = turn.head.cancel_reason if turn.cancel_requested else happening.reason
+    if turn.lease is not None and not happening.lease_dead:
+        turn.cancel_requested = True
+        turn.change(cancel_requested=True, cancel_reason=reason, attention=True)
+        return True
+    turn.settle_cancelled(reason)
+    return True
+
+
+def pause_asked(turn: Turn, happening: PauseAsked) -> bool:
+    """Let nothing more begin; a handler that runs ends its step first."""
+    if turn.status in SETTLED or turn.paused:
+        return False
+    turn.paused = True
+    turn.change(pause_reason=happening.reason, attention=turn.lease is not None)
+    turn.emit(WorkflowPaused, reason=happening.reason)
+    return True
+
+
+def unpause_asked(turn: Turn, _happening: UnpauseAsked) -> bool:
+    """Let the run go on; answers no wait."""
+    if not turn.paused:
+        return False
+    turn.paused = False
+    turn.change(pause_reason=None, attention=turn.lease is not None)
+    turn.emit(WorkflowUnpaused)
+    return True
+
+
+def rewound(turn: Turn, happening: Rewound) -> None:
+    """Reset the target and all later steps; the run is ready to go on from the target."""
+    target = turn.plan.index(happening.to)
+    _require_rewindable(turn, happening, target)
+    steps = tuple(step.id for step in turn.plan.steps[target:])
+    reset_steps(turn, steps)
+    turn.memos = _without_steps(turn, set(steps))
+    turn.drop_records(keep_outcomes=False)
+    turn.current_step = happening.to
+    turn.emit(WorkflowRewound, step=happening.to)
+    _take_up_again(turn, output_step=None)
+
+
+def retried(turn: Turn, _happening: Retried) -> None:
+    """Give what failed fresh attempts; everything that succeeded stays."""
+    if turn.status != "failed":
+        raise turn.invalid("retry", "it has not failed", "failed")
+    step_id = turn.current_step
+    if step_id is not None and step_id in turn.steps:
+        if turn.step(step_id).status == "failed":
+            turn.move_step(step_id, "pending", ended_at=None, retry_at=None)
+        turn.put_step(step_id, _replace(turn.step(step_id), attempts=0, failures=0, error=None))
+    forget_failed_outcomes(turn)
+    turn.emit(WorkflowRetry, step=step_id)
+    _take_up_again(turn, output_step=turn.head.output_step)
+
+
+def _require_rewindable(turn: Turn, happening: Rewound, target: int) -> None:
+    allowed = ("done", "failed", "running", "waiting")
+    if turn.status not in allowed:
+        raise turn.invalid(
+            "rewind", "it is past going back" if turn.status in SETTLED else "it has not begun", *allowed
+        )
+    if turn.lease is not None and not happening.lease_dead:
+        raise turn.invalid("rewind", "a step is running: pause it and wait for the step to end", *allowed)
+    reached = turn.current_step
+    if reached is not None and _is_known(turn, reached) and turn.plan.index(reached) < target:
+        raise turn.invalid("rewind", f"it has not reached step {happening.to}", *allowed)
+
+
+def _is_known(turn: Turn, step_id: str) -> bool:
+    return any(step.id == step_id for step in turn.plan.steps)
+
+
+def _without_steps(turn: Turn, steps: set[str]) -> dict[str, Memo]:
+    if not any(memo.step in steps for memo in turn.memos.values()):
+        return turn.memos
+    return {key: memo for key, memo in turn.memos.items() if memo.step not in steps}
+
+
+def _take_up_again(turn: Turn, *, output_step: str | None) -> None:
+    turn.to("running")
+    turn.lease = None
+    turn.cancel_requested = False
+    turn.change(
+        error=None,
+        ended_at=None,
+        output_step=output_step,
+        cancel_requested=False,
+        cancel_reason=None,
+        dead_lettered=False,
+        streak=0,
+        attention=False,
+    )
+    turn.ready()
+    if turn.head.started_at is None:
+        turn.change(started_at=turn.now)
+    restart_deadline(turn)

@@ -1,0 +1,338 @@
+"""One decision in the making: reads the old run, gathers what changes, builds the new run.
+
+Rules check first and change after; a rule that raises leaves nothing behind, since the run it was given is
+immutable and the turn is thrown away.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from streamline_trio._core.documents import (
+    KEPT_COMMITS,
+    KEPT_TRIES,
+    KEPT_WAITS,
+    ErrorDoc,
+    Head,
+    Lease,
+    Outcome,
+    Record,
+    RunDoc,
+    StepDoc,
+    Try,
+    WaitNote,
+)
+from streamline_trio._core.due import due_at
+from streamline_trio._core.errors import DataCorruption, InvalidState, LeaseLost
+from streamline_trio._core.events import (
+    Event,
+    StepFailed,
+    StepStarted,
+    WorkflowCancelled,
+    WorkflowCompleted,
+    WorkflowFailed,
+)
+from streamline_trio._core.happenings import Held
+from streamline_trio._core.plan import Plan
+from streamline_trio._core.status import RunStatus, StepStatus, check_run_transition, check_step_transition
+
+_replace = msgspec.structs.replace
+
+
+class Decision(msgspec.Struct, frozen=True, gc=False):
+    """The next run, and the events to publish once it is committed. Nothing to do: `run` is the same object."""
+
+    run: RunDoc
+    events: tuple[Event, ...] = ()
+
+
+class Turn:
+    """The working copy of a run during one decision."""
+
+    __slots__ = (
+        "_event_specs",
+        "_head",
+        "cancel_requested",
+        "checkpoints",
+        "current_step",
+        "inbox",
+        "lease",
+        "memos",
+        "now",
+        "paused",
+        "plan",
+        "records",
+        "run",
+        "seen",
+        "state",
+        "status",
+        "steps",
+    )
+
+    def __init__(self, run: RunDoc, plan: Plan, now: int) -> None:
+        head = run.head
+        self.run = run
+        self.plan = plan
+        self.now = now
+        self.status: RunStatus = head.status
+        self.lease: Lease | None = head.lease
+        self.current_step: str | None = head.current_step
+        self.paused = head.paused
+        self.cancel_requested = head.cancel_requested
+        self.steps = run.steps
+        self.records = run.records
+        self.checkpoints = run.checkpoints
+        self.memos = run.memos
+        self.inbox = run.inbox
+        self.seen = run.seen
+        self.state = run.state
+        self._head: dict[str, Any] = {}
+        self._event_specs: list[tuple[type[Event], dict[str, Any]]] = []
+
+    # --- reading -------------------------------------------------------------------------------------------
+
+    @property
+    def head(self) -> Head:
+        """The head as it was before this turn; what the turn changes is in its own attributes."""
+        return self.run.head
+
+    def step(self, step_id: str) -> StepDoc:
+        """A step as it is now."""
+        return self.steps.get(step_id) or _PENDING
+
+    def current(self) -> str:
+        """The current step's id; a run without one is corrupt."""
+        if self.current_step is None:
+            raise DataCorruption(f"run {self.run.id} is {self.status} without a current step", run_id=self.run.id)
+        return self.current_step
+
+    def require_held(self, happening: Held) -> None:
+        """Raise `LeaseLost` unless the run is leased to this worker under this fence."""
+        lease = self.lease
+        if lease is None or lease.fence != happening.fence or lease.worker != happening.worker:
+            raise LeaseLost(f"the lease on run {self.run.id} is no longer ours", run_id=self.run.id)
+
+    def require_running(self, step_id: str) -> StepDoc:
+        """The step, which must be the current one and running."""
+        step = self.step(step_id)
+        if self.current_step != step_id or step.status != "running":
+            raise self.invalid("report on", f"step {step_id} is not the one that runs", "running")
+        return step
+
+    def invalid(self, action: str, why: str, *allowed: str) -> InvalidState:
+        """The error for a verb that the run's state does not allow."""
+        return InvalidState(
+            f"cannot {action} run {self.run.id}, which is {self.status}: {why}",
+            action=action,
+            status=self.status,
+            allowed=allowed,
+        )
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the run's own deadline has passed."""
+        deadline = self.head.deadline
+        return deadline is not None and deadline <= self.now
+
+    # --- changing ------------------------------------------------------------------------------------------
+
+    def change(self, **fields: Any) -> None:
+        """Set fields of the head."""
+        self._head.update(fields)
+
+    def changed(self, field: str) -> Any:
+        """A head field as it is now."""
+        return self._head.get(field, getattr(self.run.head, field))
+
+    def emit(self, event: type[Event], **fields: Any) -> None:
+        """Publish this once the turn is committed."""
+        self._event_specs.append((event, fields))
+
+    def to(self, status: RunStatus) -> None:
+        """Move the run to a status; staying is no move."""
+        if status != self.status:
+            check_run_transition(self.run.id, self.status, status)
+            self.status = status
+
+    def put_step(self, step_id: str, step: StepDoc) -> None:
+        """Replace a step's document."""
+        self.steps = {**self.steps, step_id: step}
+
+    def move_step(self, step_id: str, status: StepStatus, **fields: Any) -> StepDoc:
+        """Move a step to a status, checked against the table, and set fields of it."""
+        step = self.step(step_id)
+        check_step_transition(self.run.id, step_id, step.status, status)
+        step = _replace(step, status=status, **fields)
+        self.put_step(step_id, step)
+        return step
+
+    def put_record(self, key: str, record: Record) -> None:
+        """Replace a record of the current step."""
+        self.records = {**self.records, key: record}
+
+    def drop_records(self, *, keep_outcomes: bool) -> None:
+        """Forget the current step's records: the open ones, or all."""
+        if self.records:
+            kept = {k: r for k, r in self.records.items() if keep_outcomes and r.outcome is not None}
+            if len(kept) != len(self.records):
+                self.records = kept
+
+    # --- shared moves --------------------------------------------------------------------------------------
+
+    def begin(self, step_id: str, worker: str) -> None:
+        """Call the step's handler: its next attempt."""
+        step = self.move_step(
+            step_id,
+            "running",
+            attempts=self.step(step_id).attempts + 1,
+            started_at=self.now,
+            ended_at=None,
+            retry_at=None,
+            worker=worker,
+        )
+        self.current_step = step_id
+        self.emit(StepStarted, step=step_id, attempt=step.attempts)
+
+    def release(self) -> None:
+        """Give the lease back; a run that could go on is ready from now."""
+        self.lease = None
+        self.change(attention=False)
+        if self.status == "running":
+            self.ready()
+
+    def ready(self) -> None:
+        """The run wants a worker from now."""
+        self.change(ready_at=self.now)
+
+    def note_crash(self, step_id: str, lost_worker: str) -> None:
+        """The attempt that was under way ended with its worker."""
+        step = self.step(step_id)
+        crash = self._try(step, "crashed", lost_worker)
+        self.move_step(step_id, "pending", tries=(*step.tries, crash)[-KEPT_TRIES:])
+
+    def note_failure(self, step_id: str, error: ErrorDoc) -> StepDoc:
+        """Count a failed attempt; the step stays as it is."""
+        step = self.step(step_id)
+        failure = self._try(step, "failed", step.worker or "", error)
+        step = _replace(step, failures=step.failures + 1, error=error, tries=(*step.tries, failure)[-KEPT_TRIES:])
+        self.put_step(step_id, step)
+        return step
+
+    def _try(self, step: StepDoc, outcome: Any, worker: str, error: ErrorDoc | None = None) -> Try:
+        return Try(
+            attempt=step.attempts,
+            worker=worker,
+            started_at=self.now if step.started_at is None else step.started_at,
+            ended_at=self.now,
+            outcome=outcome,
+            code=error.code if error else "",
+            message=error.message if error else "",
+        )
+
+    def resolve(self, key: str, outcome: Outcome, *, value: bytes | None = None, note: str | None = None) -> None:
+        """Give an open record its outcome, and keep a note of it for the timeline."""
+        record = self.records[key]
+        self.put_record(
+            key, _replace(record, outcome=outcome, value=value, note=note, resolved_at=self.now, tokens=())
+        )
+        wait = WaitNote(
+            kind=record.kind,
+            name=record.signal or record.name or record.reason,
+            opened_at=record.opened_at,
+            resolved_at=self.now,
+            outcome=outcome,
+        )
+        step_id = self.current()
+        step = self.step(step_id)
+        self.put_step(step_id, _replace(step, waits=(*step.waits, wait)[-KEPT_WAITS:]))
+
+    def settle_done(self) -> None:
+        """Every step has finished."""
+        self._settle("done")
+        self.current_step = None
+        self.emit(WorkflowCompleted)
+
+    def settle_failed(self, error: ErrorDoc) -> None:
+        """The run fails; a step that had not come to its end fails with it."""
+        self._end_current_step(error)
+        self._settle("failed")
+        self.change(error=error)
+        self.emit(WorkflowFailed, code=error.code, message=error.message, step=error.step)
+
+    def settle_cancelled(self, reason: str | None) -> None:
+        """The run is cancelled; a step that had not come to its end fails with it."""
+        text = "the run was cancelled" + (f": {reason}" if reason else "")
+        self._end_current_step(ErrorDoc(code="workflow.cancelled", message=text, step=self.current_step))
+        self._settle("cancelled")
+        self.change(cancel_reason=reason, cancel_requested=True)
+        self.emit(WorkflowCancelled, reason=reason)
+
+    def _end_current_step(self, error: ErrorDoc) -> None:
+        step_id = self.current_step
+        if step_id is None:
+            return
+        step = self.step(step_id)
+        if step.status in {"running", "waiting"}:
+            self.move_step(step_id, "failed", error=error, ended_at=self.now, retry_at=None)
+            self.emit(StepFailed, step=step_id, attempt=step.attempts, code=error.code, message=error.message)
+        elif step.retry_at is not None:
+            self.put_step(step_id, _replace(step, retry_at=None))
+
+    def _settle(self, status: RunStatus) -> None:
+        self.to(status)
+        self.lease = None
+        self.paused = False
+        self.change(ended_at=self.now, attention=False, ready_at=None)
+        self.drop_records(keep_outcomes=status == "failed")
+
+    # --- the result ----------------------------------------------------------------------------------------
+
+    def build(self, commit: int | None) -> Decision:
+        """The next run: one revision on, its due time computed, stamped with the commit's id."""
+        before = self.run.head
+        self._head.update(
+            status=self.status,
+            lease=self.lease,
+            current_step=self.current_step,
+            paused=self.paused,
+            revision=before.revision + 1,
+            updated_at=max(self.now, before.updated_at),
+            due_at=None,
+        )
+        if commit is not None and before.commits[-1:] != (commit,):
+            self._head["commits"] = (*before.commits, commit)[-KEPT_COMMITS:]
+        head = _replace(before, **self._head)
+        if head.lease is None:
+            current = None if self.current_step is None else self.step(self.current_step)
+            head = _replace(head, due_at=due_at(self.run.origin, head, current, self.records.values()))
+        run = RunDoc(
+            origin=self.run.origin,
+            head=head,
+            state=self.state,
+            steps=self.steps,
+            records=self.records,
+            checkpoints=self.checkpoints,
+            memos=self.memos,
+            inbox=self.inbox,
+            seen=self.seen,
+        )
+        return Decision(run, self._events(head))
+
+    def _events(self, head: Head) -> tuple[Event, ...]:
+        origin = self.run.origin
+        return tuple(
+            event(
+                run_id=origin.id,
+                workflow=origin.workflow,
+                tenant=origin.tenant,
+                revision=head.revision,
+                at=self.now,
+                **fields,
+            )
+            for event, fields in self._event_specs
+        )
+
+
+_PENDING = StepDoc()

@@ -1,0 +1,57 @@
+"""What one commit changed, as the parts a store has to write.
+
+Documents are immutable and a commit shares what it does not change, so comparing by identity first makes the
+cost that of the change: a map that is the same object costs nothing.
+"""
+
+from __future__ import annotations
+
+from streamline_trio._core.codec import (
+    ENCODE_ERRORS,
+    HEAD,
+    MAPS,
+    ORIGIN,
+    STATE,
+    MapKind,
+    encode,
+    not_encodable,
+    part_name,
+)
+from streamline_trio._core.documents import RunDoc
+
+Changes = dict[str, bytes | None]
+
+
+def changed(before: RunDoc, after: RunDoc) -> Changes:
+    """The parts that differ: new contents, or None for a part to remove.
+
+    Applied to `split(before)` it gives `split(after)`. Raises `ValidationError` if a changed part cannot be
+    encoded.
+    """
+    changes: Changes = {}
+    try:
+        if after.head is not before.head and after.head != before.head:
+            changes[HEAD] = encode(after.head)
+        if after.origin is not before.origin and after.origin != before.origin:
+            changes[ORIGIN] = encode(after.origin)
+        if after.state is not before.state and after.state != before.state:
+            changes[STATE] = after.state
+        for kind in MAPS:
+            _compare(kind, before, after, changes)
+    except ENCODE_ERRORS as error:
+        raise not_encodable(after, error) from error
+    return changes
+
+
+def _compare(kind: MapKind, before: RunDoc, after: RunDoc, changes: Changes) -> None:
+    old: dict[str, object] = getattr(before, kind.attribute)
+    new: dict[str, object] = getattr(after, kind.attribute)
+    if old is new:
+        return
+    for key, value in new.items():
+        was = old.get(key)
+        if was is not value and was != value:
+            changes[part_name(kind, key)] = kind.encode(value)
+    for key in old:
+        if key not in new:
+            changes[part_name(kind, key)] = None

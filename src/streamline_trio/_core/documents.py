@@ -1,0 +1,288 @@
+"""The documents: what the engine stores of a run, as immutable structs.
+
+    RunDoc
+      origin        what start() was told; written once
+      head          what nearly every commit changes; small
+      state         the run's durable state               (user payload)
+      steps         step id            -> StepDoc          only steps that have begun
+      records       suspension key     -> Record           of the current step only
+      checkpoints   step id/name       -> payload
+      memos         key                -> Memo             results of `once`
+      inbox         arrival number     -> Message          signals nobody has taken yet
+      seen          signal key         -> instant          for deduplication
+
+User values (input, state, outputs, signal payloads) are opaque msgpack bytes here: immutable, of known size,
+decoded only at the edge. Instants are whole milliseconds since the epoch. Fields are only ever added, and
+always with a default, so that documents of every earlier release still load.
+
+The dicts are never changed in place: a commit makes a new dict for what it changes and shares the rest, so that
+comparing two versions of a run by identity finds what changed (see `diff`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from streamline_trio._core.status import RunStatus, StepStatus
+
+WaitKind = Literal["timer", "human", "signal"]
+Outcome = Literal["value", "fired", "timed_out", "withdrawn"]
+FAILED_OUTCOMES: frozenset[str] = frozenset({"timed_out", "withdrawn"})
+
+KEPT_COMMITS = 16
+KEPT_TRIES = 20
+KEPT_WAITS = 20
+
+
+class Doc(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of everything stored."""
+
+
+class ErrorDoc(Doc, frozen=True, kw_only=True):
+    """Why a step or run failed."""
+
+    code: str
+    message: str
+    type: str = ""
+    step: str | None = None
+    traceback: str | None = None
+
+
+class Lease(Doc, frozen=True, kw_only=True):
+    """Who may drive the run: the worker, under the fence it was claimed with."""
+
+    worker: str
+    fence: int
+
+
+class Try(Doc, frozen=True, kw_only=True):
+    """One call of a handler that did not finish its step."""
+
+    attempt: int
+    worker: str
+    started_at: int
+    ended_at: int
+    outcome: Literal["failed", "crashed"]
+    code: str = ""
+    message: str = ""
+
+
+class WaitNote(Doc, frozen=True, kw_only=True):
+    """A wait that is over, kept for the timeline."""
+
+    kind: WaitKind
+    name: str
+    opened_at: int
+    resolved_at: int
+    outcome: Outcome
+
+
+class StepDoc(Doc, frozen=True, kw_only=True):
+    """A step that has begun at least once.
+
+    `attempts` counts calls of the handler, `failures` those that failed: only failures exhaust the limit.
+    `generation` grows by each goto and rewind over the step, `position` orders finished steps.
+    """
+
+    status: StepStatus = "pending"
+    attempts: int = 0
+    failures: int = 0
+    generation: int = 0
+    position: int = 0
+    started_at: int | None = None
+    ended_at: int | None = None
+    worker: str | None = None
+    output: bytes | None = None
+    error: ErrorDoc | None = None
+    retry_at: int | None = None
+    tries: tuple[Try, ...] = ()
+    waits: tuple[WaitNote, ...] = ()
+
+
+class Record(Doc, frozen=True, kw_only=True):
+    """One suspension of the current step: what was asked, and its outcome once there is one.
+
+    `ask` is what must be the same when the handler is entered again; `attempt` and `place` say which call of
+    the handler asked it, and as its how-manieth suspension. `tokens` are SHA-256 digests in hex; `told` says that
+    the handler has passed its token on.
+    """
+
+    kind: WaitKind
+    ask: str
+    attempt: int
+    place: int
+    opened_at: int
+    due_at: int | None = None
+    name: str = ""
+    reason: str = ""
+    signal: str = ""
+    match: bytes | None = None
+    shape: bytes | None = None
+    meta: bytes | None = None
+    tokens: tuple[str, ...] = ()
+    told: bool = False
+    outcome: Outcome | None = None
+    value: bytes | None = None
+    note: str | None = None
+    resolved_at: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it still waits for its outcome."""
+        return self.outcome is None
+
+
+class Memo(Doc, frozen=True, kw_only=True):
+    """The remembered result of `once`, and the step that made it (rewind forgets by step)."""
+
+    step: str
+    value: bytes
+
+
+class Message(Doc, frozen=True, kw_only=True):
+    """A signal addressed to this run that nobody has taken yet."""
+
+    signal: str
+    payload: bytes
+    id: str
+    at: int
+
+
+class Parent(Doc, frozen=True, kw_only=True):
+    """The run and step that started this run."""
+
+    run: str
+    step: str
+
+
+class Scheduled(Doc, frozen=True, kw_only=True):
+    """What the caller asked of the start's time, and what the zone's rules made of it."""
+
+    at: int
+    local: str = ""
+    zone: str = ""
+    gap: bool = False
+    fold: bool = False
+
+
+class Origin(Doc, frozen=True, kw_only=True):
+    """What a run was started with; never changes."""
+
+    id: str
+    workflow: str
+    start_id: int
+    created_at: int
+    input: bytes
+    tenant: str | None = None
+    priority: int = 0
+    user: str | None = None
+    tags: tuple[str, ...] = ()
+    meta: bytes | None = None
+    idempotency_key: str | None = None
+    parent: Parent | None = None
+    scheduled: Scheduled | None = None
+
+
+class Head(Doc, frozen=True, kw_only=True):
+    """The part of a run that nearly every commit changes.
+
+    `revision` grows by each commit, `fence` by each claim. `streak` counts recoveries without progress,
+    `finished` numbers finished steps, `arrivals` numbers inbox messages. `attention` marks that somebody else
+    committed something that the holder has not seen; `ready_at` is since when a run that needs a worker has one
+    to wait for. `commits` are the ids of the last commits, newest last.
+    """
+
+    version: str
+    fingerprint: str
+    status: RunStatus
+    updated_at: int
+    revision: int = 1
+    fence: int = 0
+    lease: Lease | None = None
+    due_at: int | None = None
+    current_step: str | None = None
+    started_at: int | None = None
+    ended_at: int | None = None
+    start_at: int | None = None
+    ready_at: int | None = None
+    deadline: int | None = None
+    paused: bool = False
+    pause_reason: str | None = None
+    cancel_requested: bool = False
+    cancel_reason: str | None = None
+    attention: bool = False
+    recoveries: int = 0
+    streak: int = 0
+    dead_lettered: bool = False
+    error: ErrorDoc | None = None
+    output_step: str | None = None
+    finished: int = 0
+    arrivals: int = 0
+    commits: tuple[int, ...] = ()
+
+
+class RunDoc(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole run. Stores load and save it part by part; see the module's docstring."""
+
+    origin: Origin
+    head: Head
+    state: bytes
+    steps: dict[str, StepDoc] = {}
+    records: dict[str, Record] = {}
+    checkpoints: dict[str, bytes] = {}
+    memos: dict[str, Memo] = {}
+    inbox: dict[str, Message] = {}
+    seen: dict[str, int] = {}
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.origin.id
+
+    def step(self, step_id: str) -> StepDoc:
+        """The step's document; one that has not begun is pending."""
+        return self.steps.get(step_id) or PENDING
+
+
+PENDING = StepDoc()
+
+
+def active_key(run: RunDoc) -> str | None:
+    """The uniqueness key that an active run holds, or None.
+
+    At most one active run exists per (tenant, workflow, idempotency key); the settling write gives it up.
+    """
+    origin = run.origin
+    if origin.idempotency_key is None or run.head.status in _KEYLESS:
+        return None
+    return unique_key(origin.tenant, origin.workflow, origin.idempotency_key)
+
+
+_KEYLESS = frozenset({"done", "failed", "cancelled", "compensated", "compensation_failed"})
+
+
+def unique_key(tenant: str | None, workflow: str, key: str) -> str:
+    """The stored form of an idempotency key: unambiguous, since ids hold no newline and tenants are quoted."""
+    scope = "" if tenant is None else "t" + tenant.replace("\\", "\\\\").replace("\n", "\\n")
+    return f"{scope}\n{workflow}\n{key}"
+
+
+def open_tokens(run: RunDoc) -> tuple[str, ...]:
+    """Digests of the tokens that answer an open wait of this run."""
+    return tuple(t for r in run.records.values() if r.outcome is None for t in r.tokens)
+
+
+def awaited_signals(run: RunDoc) -> tuple[str, ...]:
+    """Names of the signals that open waits of this run wait for, each once."""
+    return tuple({r.signal: None for r in run.records.values() if r.outcome is None and r.kind == "signal"})
+
+
+def waiting_kinds(run: RunDoc) -> tuple[WaitKind, ...]:
+    """Kinds of the run's open waits, each once, in a fixed order."""
+    kinds = {r.kind for r in run.records.values() if r.outcome is None}
+    return tuple(kind for kind in _KIND_ORDER if kind in kinds)
+
+
+_KIND_ORDER: tuple[WaitKind, ...] = ("human", "signal", "timer")

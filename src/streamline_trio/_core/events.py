@@ -1,0 +1,196 @@
+"""Facts that the engine publishes after the commit that made them true.
+
+`name` is what listeners match (`step.*`). Each event carries the run it is about, the revision of the commit
+that made it true and the instant of that commit in milliseconds since the epoch; events of one run arrive in
+the order of their revisions. `engine.error` is the one event without a commit behind it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import msgspec
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of all events."""
+
+    name: ClassVar[str] = ""
+    run_id: str
+    workflow: str
+    tenant: str | None = None
+    revision: int = 0
+    at: int = 0
+
+
+class WorkflowStarted(Event, frozen=True, kw_only=True):
+    """The run has begun its first step."""
+
+    name: ClassVar[str] = "workflow.started"
+
+
+class WorkflowCompleted(Event, frozen=True, kw_only=True):
+    """The run is done."""
+
+    name: ClassVar[str] = "workflow.completed"
+
+
+class WorkflowFailed(Event, frozen=True, kw_only=True):
+    """The run has failed."""
+
+    name: ClassVar[str] = "workflow.failed"
+    code: str = ""
+    message: str = ""
+    step: str | None = None
+
+
+class WorkflowWaiting(Event, frozen=True, kw_only=True):
+    """The run is parked."""
+
+    name: ClassVar[str] = "workflow.waiting"
+    step: str = ""
+
+
+class WorkflowResumed(Event, frozen=True, kw_only=True):
+    """A wait of a parked run has its outcome; the run goes on when a worker takes it."""
+
+    name: ClassVar[str] = "workflow.resumed"
+    step: str = ""
+
+
+class WorkflowPaused(Event, frozen=True, kw_only=True):
+    """Nothing more begins until the run is unpaused."""
+
+    name: ClassVar[str] = "workflow.paused"
+    reason: str | None = None
+
+
+class WorkflowUnpaused(Event, frozen=True, kw_only=True):
+    """A paused run may go on."""
+
+    name: ClassVar[str] = "workflow.unpaused"
+
+
+class WorkflowCancelled(Event, frozen=True, kw_only=True):
+    """The run is cancelled."""
+
+    name: ClassVar[str] = "workflow.cancelled"
+    reason: str | None = None
+
+
+class WorkflowRecovered(Event, frozen=True, kw_only=True):
+    """The run was taken over from a worker that is gone."""
+
+    name: ClassVar[str] = "workflow.recovered"
+    worker: str = ""
+    lost_worker: str = ""
+    recoveries: int = 0
+
+
+class WorkflowRetry(Event, frozen=True, kw_only=True):
+    """Somebody asked for what failed to be tried again."""
+
+    name: ClassVar[str] = "workflow.retry"
+    step: str | None = None
+
+
+class WorkflowRewound(Event, frozen=True, kw_only=True):
+    """Somebody sent the run back to an earlier step."""
+
+    name: ClassVar[str] = "workflow.rewound"
+    step: str = ""
+
+
+class WorkflowDeadLettered(Event, frozen=True, kw_only=True):
+    """The run was recovered too often without progress; `workflow.failed` follows."""
+
+    name: ClassVar[str] = "workflow.dead_lettered"
+    recoveries: int = 0
+
+
+class StepStarted(Event, frozen=True, kw_only=True):
+    """A call of the step's handler begins (not a re-entry after a wait)."""
+
+    name: ClassVar[str] = "step.started"
+    step: str = ""
+    attempt: int = 0
+
+
+class StepCompleted(Event, frozen=True, kw_only=True):
+    """The step is done."""
+
+    name: ClassVar[str] = "step.completed"
+    step: str = ""
+    attempt: int = 0
+    duration: float | None = None
+
+
+class StepFailed(Event, frozen=True, kw_only=True):
+    """The step has failed for good."""
+
+    name: ClassVar[str] = "step.failed"
+    step: str = ""
+    attempt: int = 0
+    code: str = ""
+    message: str = ""
+
+
+class StepRetryScheduled(Event, frozen=True, kw_only=True):
+    """An attempt failed; the next one begins at `retry_at` (milliseconds since the epoch)."""
+
+    name: ClassVar[str] = "step.retry_scheduled"
+    step: str = ""
+    attempt: int = 0
+    attempts: int = 0
+    retry_at: int = 0
+    code: str = ""
+    message: str = ""
+
+
+class StepWaiting(Event, frozen=True, kw_only=True):
+    """The step waits for a timer, a person or a signal."""
+
+    name: ClassVar[str] = "step.waiting"
+    step: str = ""
+    kind: str = ""
+    reason: str = ""
+    due_at: int | None = None
+
+
+class StepSkipped(Event, frozen=True, kw_only=True):
+    """The step was skipped: by its predicates, or because it went to another step."""
+
+    name: ClassVar[str] = "step.skipped"
+    step: str = ""
+    goto: str | None = None
+
+
+class StepStream(Event, frozen=True, kw_only=True):
+    """A frame that a handler streams; never stored."""
+
+    name: ClassVar[str] = "step.stream"
+    step: str = ""
+    attempt: int = 0
+    seq: int = 0
+    frame: Any = None
+
+
+class StepProgress(Event, frozen=True, kw_only=True):
+    """Progress that a handler reports."""
+
+    name: ClassVar[str] = "step.progress"
+    step: str = ""
+    percent: float | None = None
+    message: str | None = None
+    data: dict[str, Any] = {}
+
+
+class EngineError(Event, frozen=True, kw_only=True):
+    """Something went wrong in the engine that no caller is told of."""
+
+    name: ClassVar[str] = "engine.error"
+    context: str = ""
+    error: str = ""
+
+
+EVENTS: tuple[type[Event], ...] = tuple(Event.__subclasses__())

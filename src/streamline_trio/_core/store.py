@@ -1,0 +1,304 @@
+"""The Store protocol: what the engine asks of storage, with numbered conditions.
+
+A store applies guarded changes; it decides nothing. The conditions:
+
+ 1. `write` takes a batch and answers with one verdict per write, in order. Writes of a batch are independent:
+    one that is refused never keeps another from being applied. A batch holds at most one write per run
+    (`Insert`, `Update`, `Delete`), and any number of others; they are applied in order.
+ 2. A write is applied whole or not at all, and an applied one is durable when `write` returns.
+ 3. `Update` is applied only if the stored revision equals `before.head.revision` (compare-and-set); else
+    `Refused`. Only what differs between `before` and `after` need be written.
+ 4. `Insert` is refused if the id exists. No two active runs hold one `active_key`, no two open waits one token:
+    the write that would make it so gets `KeyTaken` naming the holder, and is not applied.
+ 5. `PutSide` is applied only if the stored side document has the expected revision (None: must not exist).
+ 6. `AppendRows` is applied only if the run exists and, when a fence is given, it is the stored one; else
+    `Refused`. Of each (run, kind) only the newest `keep` rows remain, in order of arrival.
+ 7. `Failed` means: certainly not applied, and trying again will not help (too large, not encodable).
+ 8. If `write` raises `StoreUnavailable`, any write of the batch may or may not have been applied. Any other
+    exception of a store is a bug.
+ 9. Reads are linearizable: they see every write that was applied before they began, by whomever.
+10. `due` gives runs without a lease whose `due_at` has come, on the given routes: highest priority first, then
+    earliest due. Its cost grows with what it returns, not with the runs that sleep or belong to other routes.
+11. A stored run that does not decode is given as `Corrupt`, by `due` and `leased`; `load` raises
+    `DataCorruption`. `Quarantine` takes it out of every queue, without touching its content.
+12. `find` pages by keyset: (sort value, id) after the cursor; the order is total.
+13. Deleting a run removes everything stored of it: parts, rows, payloads, keys.
+14. A worker lock, where the store has them, is released by the operating system when its holder dies.
+    `worker_gone` is True only if that worker certainly cannot write any more; False means unknown.
+15. No method is left half done by cancellation: a write that was begun is carried out. Waiting for it may be
+    a cancel point only before it has begun.
+16. What is read equals what was written: decode(encode(run)) == run, byte for byte in the payloads.
+
+`streamline_trio.testing.conformance` checks all of it for any store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+import msgspec
+
+from streamline_trio._core.documents import RunDoc, WaitKind
+from streamline_trio._core.errors import StreamlineError
+from streamline_trio._core.status import RunStatus
+
+RowKind = Literal["log", "progress"]
+SortKey = Literal["created_at", "-created_at", "updated_at", "-updated_at"]
+
+
+class _Frozen(msgspec.Struct, frozen=True):
+    """Base of the small values that cross the protocol."""
+
+
+class Insert(_Frozen, frozen=True):
+    """Store a new run."""
+
+    run: RunDoc
+
+
+class Update(_Frozen, frozen=True):
+    """Replace `before` by `after`, if `before` is still what is stored."""
+
+    before: RunDoc
+    after: RunDoc
+
+
+class Delete(_Frozen, frozen=True):
+    """Remove a run and all that is stored of it, if its revision is still this one."""
+
+    run_id: str
+    revision: int
+
+
+class Quarantine(_Frozen, frozen=True):
+    """Take a run that does not decode out of every queue (no due time, no lease)."""
+
+    run_id: str
+
+
+class SideDoc(_Frozen, frozen=True):
+    """A small document beside the runs: a worker, a broadcast, a definition. `body` is msgpack."""
+
+    kind: str
+    key: str
+    revision: int
+    body: bytes
+    due_at: int | None = None
+
+
+class PutSide(_Frozen, frozen=True):
+    """Write a side document (`body` None: remove it) if the stored revision is the expected one.
+
+    The stored revision becomes `expected + 1`, or 1 when it is new.
+    """
+
+    kind: str
+    key: str
+    expected: int | None
+    body: bytes | None
+    due_at: int | None = None
+
+
+class AppendRows(_Frozen, frozen=True):
+    """Append rows that belong to a run, outside its revision."""
+
+    run_id: str
+    kind: RowKind
+    rows: tuple[bytes, ...]
+    keep: int
+    fence: int | None = None
+
+
+Write = Insert | Update | Delete | Quarantine | PutSide | AppendRows
+
+
+class Applied(_Frozen, frozen=True):
+    """The write was applied."""
+
+
+class Refused(_Frozen, frozen=True):
+    """The guard did not hold; nothing was written."""
+
+
+class KeyTaken(_Frozen, frozen=True):
+    """Another run holds the key; nothing was written."""
+
+    key: Literal["active_key", "token"]
+    holder: str
+
+
+class Failed(_Frozen, frozen=True):
+    """Nothing was written, and trying again will not help."""
+
+    error: StreamlineError
+
+
+Verdict = Applied | Refused | KeyTaken | Failed
+
+
+class Corrupt(_Frozen, frozen=True):
+    """A stored run that does not decode."""
+
+    run_id: str
+    error: str
+
+
+class Route(_Frozen, frozen=True):
+    """What a worker can run: one version of one workflow."""
+
+    workflow: str
+    version: str
+
+
+class RunQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """A filter over runs; what is None does not filter. `tags` must all be there; `meta` by equal values.
+
+    The `after` bounds are inclusive, the `before` bounds exclusive (instants in milliseconds).
+    """
+
+    workflow: str | None = None
+    status: tuple[RunStatus, ...] | None = None
+    tenant: str | None = None
+    user: str | None = None
+    tags: tuple[str, ...] = ()
+    meta: Mapping[str, object] | None = None
+    parent: str | None = None
+    created_after: int | None = None
+    created_before: int | None = None
+    updated_after: int | None = None
+    updated_before: int | None = None
+    paused: bool | None = None
+    waiting: WaitKind | None = None
+    dead_lettered: bool | None = None
+
+
+class Cursor(_Frozen, frozen=True):
+    """Where a page ended: the sort value and id of its last run."""
+
+    value: int
+    run_id: str
+
+
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts over the whole store."""
+
+    by_status: dict[RunStatus, int]
+    due: int
+    oldest_due: int | None
+    due_by_route: dict[Route, int]
+
+
+class Hint(msgspec.Struct, frozen=True, kw_only=True):
+    """Something was written: a run fell due, its holder should look at it, or it settled. Never relied upon."""
+
+    run_id: str
+    due_at: int | None = None
+    worker: str | None = None
+    settled: bool = False
+
+
+@runtime_checkable
+class Store(Protocol):
+    """See the module's docstring for the conditions. All coroutines may raise `StoreUnavailable`."""
+
+    @property
+    def exclusive(self) -> bool:
+        """True if no other process can reach this store, so that hints reach everybody who shares it."""
+        ...
+
+    async def open(self) -> None:
+        """Make ready for use; calls are counted, each is paired with `aclose`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Undo one `open`; the last one releases everything."""
+        ...
+
+    async def write(self, batch: Sequence[Write]) -> list[Verdict]:
+        """Apply a batch (conditions 1 to 8)."""
+        ...
+
+    async def load(self, run_id: str) -> RunDoc | None:
+        """The run, or None."""
+        ...
+
+    async def load_many(self, run_ids: Sequence[str]) -> list[RunDoc | None]:
+        """The runs in the order asked; None for those that do not exist or do not decode."""
+        ...
+
+    async def by_active_key(self, key: str) -> RunDoc | None:
+        """The active run that holds the key."""
+        ...
+
+    async def by_token(self, digest: str) -> RunDoc | None:
+        """The run with the open wait that the token answers."""
+        ...
+
+    async def awaiting(self, signal: str, tenant: str | None, after: str, limit: int) -> list[str]:
+        """Ids of runs with an open wait for the signal in the tenant's scope, in id order after `after`.
+
+        `tenant` None is a scope of its own: the runs without a tenant.
+        """
+        ...
+
+    async def due(self, routes: Sequence[Route], now: int, limit: int) -> list[RunDoc | Corrupt]:
+        """Unleased runs whose time has come (condition 10)."""
+        ...
+
+    async def next_due(self, routes: Sequence[Route]) -> int | None:
+        """The earliest `due_at` on the routes, past or future; None if there is none."""
+        ...
+
+    async def leased(self, worker: str, *, attention: bool, limit: int, after: str = "") -> list[RunDoc | Corrupt]:
+        """Runs leased to the worker, in id order after `after`; with `attention` only those that have it."""
+        ...
+
+    async def lease_holders(self) -> list[str]:
+        """The distinct workers that leases name."""
+        ...
+
+    async def find(self, query: RunQuery, *, sort: SortKey, limit: int, after: Cursor | None) -> list[RunDoc]:
+        """A page of runs (condition 12); runs that do not decode are left out."""
+        ...
+
+    async def count(self, query: RunQuery) -> int:
+        """How many runs match."""
+        ...
+
+    async def tally(self, now: int) -> Tally:
+        """Counts by status, and of what is due by now (in all and by route)."""
+        ...
+
+    async def rows(self, run_id: str, kind: RowKind) -> list[bytes]:
+        """The rows of a run, oldest first."""
+        ...
+
+    async def side(self, kind: str, key: str) -> SideDoc | None:
+        """A side document."""
+        ...
+
+    async def sides(
+        self, kind: str, *, after: str = "", due_before: int | None = None, limit: int = 1000
+    ) -> list[SideDoc]:
+        """Side documents of a kind in key order after `after`; with `due_before` those due until then."""
+        ...
+
+    async def hold_worker(self, worker: str) -> None:
+        """Take the lock of this worker id, to be held until `drop_worker` or death."""
+        ...
+
+    async def drop_worker(self, worker: str) -> None:
+        """Release the lock."""
+        ...
+
+    async def worker_gone(self, worker: str) -> bool:
+        """Whether the worker certainly cannot write any more (condition 14)."""
+        ...
+
+    def watch(self, listener: Callable[[Hint], None]) -> Callable[[], None]:
+        """Call `listener` (at once, in the trio thread) after writes by anybody, as far as the store can tell.
+
+        Returns the function that ends it. An exclusive store tells of every write.
+        """
+        ...
