@@ -1,0 +1,155 @@
+"""What stores keep beside a run because they look for it: keys, labels, hints. Derived from the run alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from streamline_trio._core.documents import Origin, RunDoc, active_key, awaited_signals, open_tokens
+from streamline_trio._core.errors import ValidationError
+from streamline_trio._core.status import is_settled
+from streamline_trio._core.store import Hint, Insert, PutSide, Update, Write
+
+
+class UniqueKey(NamedTuple):
+    """A key that at most one run holds at a time."""
+
+    kind: Literal["active_key", "token"]
+    key: str
+
+
+class KeyChange(NamedTuple):
+    """The keys a write takes and gives up."""
+
+    gained: tuple[UniqueKey, ...]
+    lost: tuple[UniqueKey, ...]
+
+
+NO_KEYS = KeyChange((), ())
+
+
+def unique_keys(run: RunDoc) -> tuple[UniqueKey, ...]:
+    """The keys the run holds; one that it claims twice stands there twice."""
+    tokens = tuple(UniqueKey("token", token) for token in open_tokens(run))
+    active = active_key(run)
+    return tokens if active is None else (UniqueKey("active_key", active), *tokens)
+
+
+def key_change(before: RunDoc | None, after: RunDoc) -> KeyChange:
+    """What the write does to the unique keys."""
+    if before is None:
+        return KeyChange(unique_keys(after), ())
+    if before.records is after.records and before.head.status == after.head.status:
+        return NO_KEYS
+    old, new = Counter(unique_keys(before)), Counter(unique_keys(after))
+    return KeyChange(tuple((new - old).elements()), tuple((old - new).elements()))
+
+
+def awaited(run: RunDoc) -> frozenset[str]:
+    """Names of the signals the run waits for."""
+    return frozenset(awaited_signals(run)) if run.records else frozenset()
+
+
+def meta_values(meta: bytes | None) -> dict[str, bytes]:
+    """The comparable form of each value of a run's meta; nothing if it is not a map with text keys."""
+    if meta is None:
+        return {}
+    try:
+        values = _decode_map(meta)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return {}
+    return {key: _comparable(value) for key, value in values.items()}
+
+
+def wanted_meta(meta: Mapping[str, object] | None) -> dict[str, bytes]:
+    """The comparable form of what a query asks of meta."""
+    return meta_values(_encode(dict(meta))) if meta else {}
+
+
+_encode = msgspec.msgpack.Encoder(order="deterministic").encode
+_decode_map = msgspec.msgpack.Decoder(dict[str, Any]).decode
+
+
+def _comparable(value: Any) -> bytes:
+    """Equal bytes for equal plain data: 1 equals 1.0 but not True, and the order of maps does not matter."""
+    return _encode(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return int(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+_EXACT = 2.0**53
+
+
+def same_origin(before: RunDoc, after: RunDoc) -> bool:
+    """Whether an update leaves alone what is written once."""
+    return before.origin is after.origin or before.origin == after.origin
+
+
+def origin_changed(origin: Origin) -> ValidationError:
+    """The error for an update that is not an update of the same run."""
+    return ValidationError(f"the origin of run {origin.id!r} is written once and cannot be changed", run=origin.id)
+
+
+def hint_of(write: Write) -> Hint | None:
+    """What to tell listeners about an applied write, if anything."""
+    if isinstance(write, Insert):
+        return _run_hint(write.run)
+    if isinstance(write, Update):
+        return _run_hint(write.after)
+    if isinstance(write, PutSide) and write.body is not None and write.due_at is not None:
+        return Hint(run_id="", due_at=write.due_at)
+    return None
+
+
+def _run_hint(run: RunDoc) -> Hint | None:
+    head = run.head
+    worker = head.lease.worker if head.attention and head.lease is not None else None
+    due_at = head.due_at if head.lease is None else None
+    settled = is_settled(head.status)
+    if due_at is None and worker is None and not settled:
+        return None
+    return Hint(run_id=run.id, due_at=due_at, worker=worker, settled=settled)
+
+
+def labels(run: RunDoc) -> frozenset[bytes]:
+    """What the run shares with others and is found by: tags, values of meta, awaited signals."""
+    origin = run.origin
+    meta = (meta_label(key, value) for key, value in meta_values(origin.meta).items())
+    signals = (signal_label(origin.tenant, signal) for signal in awaited(run))
+    return frozenset([*map(tag_label, origin.tags), *meta, *signals])
+
+
+def label_change(before: RunDoc, after: RunDoc) -> tuple[frozenset[bytes], frozenset[bytes]]:
+    """The labels an update adds and removes; those of the origin never change."""
+    if before.records is after.records:
+        return frozenset(), frozenset()
+    tenant = after.origin.tenant
+    old, new = awaited(before), awaited(after)
+    added = frozenset(signal_label(tenant, signal) for signal in new - old)
+    return added, frozenset(signal_label(tenant, signal) for signal in old - new)
+
+
+def tag_label(tag: str) -> bytes:
+    """The label of a tag."""
+    return b"t" + tag.encode()
+
+
+def meta_label(key: str, comparable: bytes) -> bytes:
+    """The label of a value of meta."""
+    return b"m" + _encode((key, comparable))
+
+
+def signal_label(tenant: str | None, signal: str) -> bytes:
+    """The label of runs that wait for the signal in the tenant's scope."""
+    return b"s" + _encode((tenant, signal))

@@ -1,0 +1,183 @@
+"""What a memory store holds, and how a write changes it."""
+
+from __future__ import annotations
+
+from streamline_trio._core.codec import split
+from streamline_trio._core.diff import changed
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.errors import ValidationError
+from streamline_trio._core.store import (
+    AppendRows,
+    Applied,
+    Delete,
+    Failed,
+    Insert,
+    KeyTaken,
+    PutSide,
+    Quarantine,
+    Refused,
+    RowKind,
+    SideDoc,
+    Update,
+    Verdict,
+    Write,
+)
+from streamline_trio.stores._derived import (
+    KeyChange,
+    UniqueKey,
+    awaited,
+    key_change,
+    origin_changed,
+    same_origin,
+    unique_keys,
+)
+from streamline_trio.stores._memory_index import DueQueue, Groups
+
+_APPLIED = Applied()
+_REFUSED = Refused()
+
+
+class Content:
+    """Runs, rows and side documents, with the indices over them. Every method is one atomic step.
+
+    Runs are kept as the documents they are, but only what a codec could store is accepted.
+    """
+
+    def __init__(self) -> None:
+        self.runs: dict[str, RunDoc] = {}
+        self.spoiled: set[str] = set()
+        self.keys: dict[UniqueKey, str] = {}
+        self.due = DueQueue()
+        self.leased = Groups()
+        self.attention = Groups()
+        self.awaiting = Groups()
+        self.children = Groups()
+        self.rows: dict[str, dict[RowKind, tuple[bytes, ...]]] = {}
+        self.sides: dict[tuple[str, str], SideDoc] = {}
+
+    def apply(self, write: Write) -> Verdict:
+        """Apply one write, or say why not."""
+        match write:
+            case Insert(run):
+                return self._insert(run)
+            case Update(before, after):
+                return self._update(before, after)
+            case Delete(run_id, revision):
+                return self._delete(run_id, revision)
+            case Quarantine(run_id):
+                return self._quarantine(run_id)
+            case PutSide():
+                return self._put_side(write)
+            case AppendRows():
+                return self._append_rows(write)
+
+    def _insert(self, run: RunDoc) -> Verdict:
+        try:
+            split(run)
+        except ValidationError as error:
+            return Failed(error)
+        if run.id in self.runs:
+            return _REFUSED
+        return self._replace(None, run)
+
+    def _update(self, before: RunDoc, after: RunDoc) -> Verdict:
+        if not same_origin(before, after):
+            return Failed(origin_changed(before.origin))
+        try:
+            changed(before, after)
+        except ValidationError as error:
+            return Failed(error)
+        stored = self.runs.get(before.id)
+        if stored is None or stored.head.revision != before.head.revision:
+            return _REFUSED
+        return self._replace(stored, after)
+
+    def _replace(self, before: RunDoc | None, after: RunDoc) -> Verdict:
+        change = key_change(before, after)
+        if (taken := self._conflict(change, after.id)) is not None:
+            return taken
+        if before is not None:
+            self._leave_indices(before)
+        self.runs[after.id] = after
+        self._change_keys(change, after.id)
+        self._enter_indices(after)
+        return _APPLIED
+
+    def _conflict(self, change: KeyChange, run_id: str) -> KeyTaken | None:
+        claimed: set[UniqueKey] = set()
+        for key in change.gained:
+            holder = run_id if key in claimed else self.keys.get(key)
+            if holder is not None:
+                return KeyTaken(key.kind, holder)
+            claimed.add(key)
+        return None
+
+    def _delete(self, run_id: str, revision: int) -> Verdict:
+        run = self.runs.get(run_id)
+        if run is None or run.head.revision != revision:
+            return _REFUSED
+        self._leave_indices(run)
+        self._change_keys(KeyChange((), unique_keys(run)), run_id)
+        del self.runs[run_id]
+        self.rows.pop(run_id, None)
+        self.spoiled.discard(run_id)
+        return _APPLIED
+
+    def _quarantine(self, run_id: str) -> Verdict:
+        run = self.runs.get(run_id)
+        if run is None:
+            return _REFUSED
+        self._leave_queues(run)
+        return _APPLIED
+
+    def _put_side(self, write: PutSide) -> Verdict:
+        name = (write.kind, write.key)
+        stored = self.sides.get(name)
+        if (None if stored is None else stored.revision) != write.expected:
+            return _REFUSED
+        if write.body is None:
+            self.sides.pop(name, None)
+        else:
+            revision = 1 if stored is None else stored.revision + 1
+            self.sides[name] = SideDoc(write.kind, write.key, revision, write.body, write.due_at)
+        return _APPLIED
+
+    def _append_rows(self, write: AppendRows) -> Verdict:
+        run = self.runs.get(write.run_id)
+        if run is None or (write.fence is not None and write.fence != run.head.fence):
+            return _REFUSED
+        kinds = self.rows.setdefault(write.run_id, {})
+        rows = kinds.get(write.kind, ()) + write.rows
+        kinds[write.kind] = rows[max(0, len(rows) - write.keep) :]
+        return _APPLIED
+
+    def _change_keys(self, change: KeyChange, run_id: str) -> None:
+        for key in change.lost:
+            self.keys.pop(key, None)
+        for key in change.gained:
+            self.keys[key] = run_id
+
+    def _enter_indices(self, run: RunDoc) -> None:
+        head, origin = run.head, run.origin
+        self.due.add(run)
+        if head.lease is not None:
+            self.leased.add(head.lease.worker, run.id)
+            if head.attention:
+                self.attention.add(head.lease.worker, run.id)
+        for signal in awaited(run):
+            self.awaiting.add((origin.tenant, signal), run.id)
+        if origin.parent is not None:
+            self.children.add(origin.parent.run, run.id)
+
+    def _leave_indices(self, run: RunDoc) -> None:
+        self._leave_queues(run)
+        for signal in awaited(run):
+            self.awaiting.discard((run.origin.tenant, signal), run.id)
+        if run.origin.parent is not None:
+            self.children.discard(run.origin.parent.run, run.id)
+
+    def _leave_queues(self, run: RunDoc) -> None:
+        self.due.discard(run)
+        if run.head.lease is not None:
+            self.leased.discard(run.head.lease.worker, run.id)
+            self.attention.discard(run.head.lease.worker, run.id)

@@ -1,0 +1,52 @@
+"""Listeners of a store, and the life of the trio run they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from streamline_trio._core.store import Hint
+
+
+class Watchers:
+    """Calls listeners in the trio run that each was added in, and forgets those whose run is over."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[object, tuple[Callable[[Hint], None], trio.lowlevel.TrioToken]] = {}
+
+    def add(self, listener: Callable[[Hint], None]) -> Callable[[], None]:
+        """Begin to call the listener; the result ends it, at the latest with this trio run."""
+        mark = object()
+        self._listeners[mark] = listener, trio.lowlevel.current_trio_token()
+
+        def remove() -> None:
+            self._listeners.pop(mark, None)
+
+        return remove
+
+    def tell(self, hint: Hint) -> None:
+        """Call every listener."""
+        here = trio.lowlevel.current_trio_token()
+        for mark, (listener, token) in list(self._listeners.items()):
+            if token is here:
+                listener(hint)
+                continue
+            try:
+                token.run_sync_soon(listener, hint)
+            except trio.RunFinishedError:
+                del self._listeners[mark]
+
+
+def has_ended(token: trio.lowlevel.TrioToken) -> bool:
+    """Whether the trio run of this token is over."""
+    if token is trio.lowlevel.current_trio_token():
+        return False
+    try:
+        token.run_sync_soon(_nothing)
+    except trio.RunFinishedError:
+        return True
+    return False
+
+
+def _nothing() -> None: ...

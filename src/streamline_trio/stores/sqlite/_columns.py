@@ -1,0 +1,90 @@
+"""What the columns of a run say, derived from its document."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from streamline_trio._core.documents import Head, Record, RunDoc, WaitKind
+from streamline_trio._core.status import SETTLED
+
+Value = str | bytes | int | None
+
+WAITING_BITS: dict[WaitKind, int] = {"human": 1, "signal": 2, "timer": 4}
+
+
+class Moving(NamedTuple):
+    """The columns that some commits change."""
+
+    status: str
+    settled: bool
+    version: str
+    due_at: int | None
+    worker: str | None
+    attention: bool
+    paused: bool
+    dead_lettered: bool
+    waiting: int
+
+
+class Fixed(NamedTuple):
+    """The columns that no commit changes."""
+
+    workflow: str
+    priority: int
+    tenant: str | None
+    user: str | None
+    parent: str | None
+    created_at: int
+
+
+def moving(run: RunDoc) -> Moving:
+    """The columns of the run as it is now."""
+    head = run.head
+    lease = head.lease
+    return Moving(
+        status=head.status,
+        settled=head.status in SETTLED,
+        version=head.version,
+        due_at=head.due_at if lease is None else None,
+        worker=None if lease is None else lease.worker,
+        attention=head.attention,
+        paused=head.paused,
+        dead_lettered=head.dead_lettered,
+        waiting=_waiting(run.records),
+    )
+
+
+def has_moved(before: RunDoc, after: RunDoc) -> bool:
+    """Whether an update changes any of the moving columns."""
+    old, new = before.head, after.head
+    if before.records is not after.records and _waiting(before.records) != _waiting(after.records):
+        return True
+    return _told(old) != _told(new)
+
+
+def _told(head: Head) -> tuple[Value, ...]:
+    worker = None if head.lease is None else head.lease.worker
+    return (
+        head.status,
+        head.version,
+        head.due_at,
+        worker,
+        head.attention,
+        head.paused,
+        head.dead_lettered,
+    )
+
+
+def fixed(run: RunDoc) -> Fixed:
+    """The columns that come from the origin."""
+    origin = run.origin
+    parent = None if origin.parent is None else origin.parent.run
+    return Fixed(origin.workflow, origin.priority, origin.tenant, origin.user, parent, origin.created_at)
+
+
+def _waiting(records: dict[str, Record]) -> int:
+    bits = 0
+    for record in records.values():
+        if record.outcome is None:
+            bits |= WAITING_BITS[record.kind]
+    return bits

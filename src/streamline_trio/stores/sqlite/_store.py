@@ -1,0 +1,287 @@
+"""The store object: connections, threads, hints."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+import trio
+
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.errors import DataCorruption, StoreUnavailable
+from streamline_trio._core.store import (
+    Applied,
+    Corrupt,
+    Cursor,
+    Hint,
+    Route,
+    RowKind,
+    RunQuery,
+    SideDoc,
+    SortKey,
+    Tally,
+    Verdict,
+    Write,
+)
+from streamline_trio.stores._derived import UniqueKey, hint_of
+from streamline_trio.stores._watchers import Watchers, has_ended
+from streamline_trio.stores.sqlite import _files, _find, _reader, _writer
+from streamline_trio.stores.sqlite._locks import WorkerLocks
+from streamline_trio.stores.sqlite._schema import prepare_file
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+READERS = 2
+PREPARED = 512
+CACHE_KIB = 32_000
+CHECKPOINT_PAGES = 4000  # commits that write the same pages again share one copy into the database file
+
+_DAMAGE = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
+
+
+class SqliteStore:
+    """Runs in one SQLite file, shared by the processes of one machine; the store for one machine.
+
+    Every method makes one hop to a thread: writes one at a time, reads two at a time. Waiting for a free thread
+    is the only cancel point; what was begun is carried out and its outcome returned, cancelled or not. A batch
+    of writes is one transaction, synced to the disk before `write` returns; reads see the last committed one.
+
+    Args:
+        path: the file. It is created, for this user alone, if it does not exist; its directory is not. Beside
+            it stand SQLite's `-wal` and `-shm` files and the directory `-workers` with the worker locks.
+        busy_timeout: how many seconds a write waits for those of other processes before `StoreUnavailable`.
+
+    Raises:
+        StoreUnavailable: by any method, when the file cannot be used, is busy for too long, or the disk fails.
+        DataCorruption: by `open`, when the file is no database or damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 10.0) -> None:
+        if os.fspath(path) in {"", ":memory:"}:
+            raise ValueError("a SqliteStore needs a file; MemoryStore keeps runs in memory")
+        self.path = str(Path(path).absolute())
+        self._busy_timeout = busy_timeout
+        self._opened = 0
+        self._writer: sqlite3.Connection | None = None
+        self._readers: deque[sqlite3.Connection] = deque()
+        self._write_limiter = trio.CapacityLimiter(1)
+        self._lock_limiter = trio.CapacityLimiter(1)
+        self._read_limiter = trio.CapacityLimiter(READERS)
+        self._locks = WorkerLocks(Path(self.path + "-workers"))
+        self._lock_tokens: dict[str, trio.lowlevel.TrioToken] = {}
+        self._watchers = Watchers()
+
+    def __repr__(self) -> str:
+        return f"SqliteStore({self.path!r})"
+
+    @property
+    def exclusive(self) -> bool:
+        """False: other processes may share the file."""
+        return False
+
+    async def open(self) -> None:
+        """Open the file, creating it if need be; calls are counted."""
+        await self._in_thread(self._write_limiter, self._open)
+
+    async def aclose(self) -> None:
+        """Undo one `open`; the last one closes the file and releases the worker locks held through this object.
+
+        Shielded from cancellation. No other call may be under way in the last one.
+        """
+        with trio.CancelScope(shield=True):
+            await self._in_thread(self._write_limiter, self._close)
+
+    async def write(self, batch: Sequence[Write]) -> list[Verdict]:
+        """Apply a batch in one transaction (conditions 1 to 8); listeners are told before it returns."""
+        verdicts = await self._in_thread(self._write_limiter, self._write, batch)
+        for write, verdict in zip(batch, verdicts, strict=True):
+            if isinstance(verdict, Applied) and (hint := hint_of(write)) is not None:
+                self._watchers.tell(hint)
+        return verdicts
+
+    async def load(self, run_id: str) -> RunDoc | None:
+        """The run, or None; `DataCorruption` if it does not decode."""
+        return await self._read(_reader.load, run_id)
+
+    async def load_many(self, run_ids: Sequence[str]) -> list[RunDoc | None]:
+        """The runs in the order asked; None for those that do not exist or do not decode."""
+        return await self._read(_reader.load_many, run_ids)
+
+    async def by_active_key(self, key: str) -> RunDoc | None:
+        """The active run that holds the key."""
+        return await self._read(_reader.load_holder, UniqueKey("active_key", key))
+
+    async def by_token(self, digest: str) -> RunDoc | None:
+        """The run with the open wait that the token answers."""
+        return await self._read(_reader.load_holder, UniqueKey("token", digest))
+
+    async def awaiting(self, signal: str, tenant: str | None, after: str, limit: int) -> list[str]:
+        """Ids of runs with an open wait for the signal in the tenant's scope, in id order after `after`."""
+        return await self._read(_reader.awaiting, signal, tenant, after, limit)
+
+    async def due(self, routes: Sequence[Route], now: int, limit: int) -> list[RunDoc | Corrupt]:
+        """Unleased runs whose time has come; its cost does not grow with the runs that sleep."""
+        return await self._read(_reader.due, routes, now, limit)
+
+    async def next_due(self, routes: Sequence[Route]) -> int | None:
+        """The earliest `due_at` on the routes, past or future; None if there is none."""
+        return await self._read(_reader.next_due, routes)
+
+    async def leased(self, worker: str, *, attention: bool, limit: int, after: str = "") -> list[RunDoc | Corrupt]:
+        """Runs leased to the worker, in id order after `after`; with `attention` only those that have it."""
+        return await self._read(_reader.leased, worker, limit, after, attention=attention)
+
+    async def lease_holders(self) -> list[str]:
+        """The distinct workers that leases name, sorted."""
+        return await self._read(_reader.lease_holders)
+
+    async def find(self, query: RunQuery, *, sort: SortKey, limit: int, after: Cursor | None) -> list[RunDoc]:
+        """A page of runs, full as long as there are more; sorting by `updated_at` looks at all that match."""
+        return await self._read(_find.find, query, sort, limit, after)
+
+    async def count(self, query: RunQuery) -> int:
+        """How many runs match, those that do not decode included."""
+        return await self._read(_find.count, query)
+
+    async def tally(self, now: int) -> Tally:
+        """Counts by status (each of them, also at 0), and of what is due by now."""
+        return await self._read(_reader.tally, now)
+
+    async def rows(self, run_id: str, kind: RowKind) -> list[bytes]:
+        """The rows of a run, oldest first."""
+        return await self._read(_reader.rows, run_id, kind)
+
+    async def side(self, kind: str, key: str) -> SideDoc | None:
+        """A side document."""
+        return await self._read(_reader.side, kind, key)
+
+    async def sides(
+        self, kind: str, *, after: str = "", due_before: int | None = None, limit: int = 1000
+    ) -> list[SideDoc]:
+        """Side documents of a kind in key order after `after`; with `due_before` those due until then."""
+        return await self._read(_reader.sides, kind, after, due_before, limit)
+
+    async def hold_worker(self, worker: str) -> None:
+        """Take the lock of this worker id; `StoreUnavailable` if another holds it.
+
+        The operating system releases it when this process ends, and this object when the trio run ends.
+        """
+        await self._in_thread(self._lock_limiter, self._locks.hold, worker)
+        self._lock_tokens[worker] = trio.lowlevel.current_trio_token()
+
+    async def drop_worker(self, worker: str) -> None:
+        """Release the lock."""
+        self._lock_tokens.pop(worker, None)
+        if await self._in_thread(self._lock_limiter, self._locks.drop, worker):
+            self._watchers.tell(Hint(run_id="", worker=worker))
+
+    async def worker_gone(self, worker: str) -> bool:
+        """Whether certainly nobody holds the lock; always False where the platform has no such locks."""
+        token = self._lock_tokens.get(worker)
+        if token is not None and has_ended(token):
+            await self.drop_worker(worker)
+        return await self._in_thread(self._lock_limiter, self._locks.is_free, worker)
+
+    def watch(self, listener: Callable[[Hint], None]) -> Callable[[], None]:
+        """Call `listener` after writes through this object; those of others are found by polling."""
+        return self._watchers.add(listener)
+
+    async def _read(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return await self._in_thread(self._read_limiter, partial(self._with_reader, function, *args, **kwargs))
+
+    async def _in_thread(
+        self, limiter: trio.CapacityLimiter, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        with self._mapped():
+            return await trio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=limiter)
+
+    def _with_reader(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        if not self._readers:
+            raise self._not_open()
+        connection = self._readers.popleft()
+        try:
+            connection.execute("BEGIN")
+            try:
+                return function(connection, *args, **kwargs)
+            finally:
+                if connection.in_transaction:
+                    connection.execute("COMMIT")
+        finally:
+            self._readers.append(connection)
+
+    def _write(self, batch: Sequence[Write]) -> list[Verdict]:
+        if self._writer is None:
+            raise self._not_open()
+        return _writer.write(self._writer, batch)
+
+    def _open(self) -> None:
+        if self._opened == 0:
+            self._open_connections()
+        self._opened += 1
+
+    def _open_connections(self) -> None:
+        place = Path(self.path).resolve()
+        _files.check_place(place)
+        _files.create(place)
+        path = str(place)
+        opened: list[sqlite3.Connection] = []
+        try:
+            opened.append(self._connect(path))
+            prepare_file(opened[0], path)
+            for _ in range(READERS):
+                opened.append(self._connect(path))
+                opened[-1].execute("PRAGMA query_only = ON")
+        except BaseException:
+            for connection in opened:
+                connection.close()
+            raise
+        self._writer, *readers = opened
+        self._readers.extend(readers)
+
+    def _connect(self, path: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            path,
+            timeout=self._busy_timeout,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=PREPARED,
+        )
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        return connection
+
+    def _close(self) -> None:
+        self._opened = max(0, self._opened - 1)
+        if self._opened or self._writer is None:
+            return
+        self._locks.drop_all()
+        self._lock_tokens.clear()
+        for connection in (*self._readers, self._writer):
+            connection.close()
+        self._readers.clear()
+        self._writer = None
+
+    def _not_open(self) -> StoreUnavailable:
+        return StoreUnavailable(f"{self.path} is not open", path=self.path)
+
+    @contextmanager
+    def _mapped(self) -> Iterator[None]:
+        """Make our errors of those of the database and the file system."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE and not self._opened:
+                raise DataCorruption(f"{self.path} is damaged or no database: {error}", path=self.path) from error
+            raise StoreUnavailable(f"{self.path}: {error}", path=self.path) from error

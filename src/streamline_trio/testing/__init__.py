@@ -1,0 +1,7 @@
+"""For tests of programs that use the engine, and of stores written elsewhere."""
+
+from streamline_trio.testing._crash import crash
+from streamline_trio.testing._time import run
+from streamline_trio.testing.conformance import conformance_tests
+
+__all__ = ["conformance_tests", "crash", "run"]

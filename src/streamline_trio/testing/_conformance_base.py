@@ -1,0 +1,161 @@
+"""What the conformance checks are made of: the check itself, the store under test, sample documents."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from msgspec.structs import replace
+
+from streamline_trio._core.documents import Head, Lease, Origin, Record, RunDoc
+from streamline_trio._core.store import Applied, Insert, Store, Update, Verdict, Write
+
+Hook = Literal["spoil", "twin"]
+
+
+class NotConformant(AssertionError):
+    """A store does not keep a condition of the protocol."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A store under test.
+
+    Attributes:
+        make: gives a new, unopened store without any content.
+        spoil: makes the stored run of this id undecodable, behind the store's back.
+        twin: gives a second store object on the same content, as another process would have.
+    """
+
+    make: Callable[[], Store]
+    spoil: Callable[[Store, str], Awaitable[None]] | None = None
+    twin: Callable[[Store], Store] | None = None
+
+
+Body = Callable[[Subject], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: the condition it is about (None: the docstring of a method), and the hook it needs."""
+
+    name: str
+    condition: int | None
+    needs: Hook | None
+    body: Body
+
+    def __str__(self) -> str:
+        return self.name
+
+    async def __call__(self, subject: Subject | Callable[[], Store]) -> None:
+        """Run it on a fresh store; `NotConformant` if the condition is not kept, `LookupError` without the hook."""
+        if not isinstance(subject, Subject):
+            subject = Subject(subject)
+        if self.needs is not None and getattr(subject, self.needs) is None:
+            raise LookupError(f"the check {self.name} needs the hook {self.needs!r}")
+        try:
+            await self.body(subject)
+        except NotConformant as error:
+            error.add_note(f"condition {self.condition}: {self.body.__doc__}")
+            raise
+
+
+REGISTERED: list[Check] = []
+
+
+def check(condition: int | None, *, needs: Hook | None = None) -> Callable[[Body], Body]:
+    """Register the function as a check of this condition."""
+
+    def register(body: Body) -> Body:
+        name = getattr(body, "__name__", str(body))
+        REGISTERED.append(Check(name, condition, needs, body))
+        return body
+
+    return register
+
+
+@asynccontextmanager
+async def opened(subject: Subject) -> AsyncIterator[Store]:
+    """A fresh store, open inside the block."""
+    store = subject.make()
+    async with using(store):
+        yield store
+
+
+@asynccontextmanager
+async def using(store: Store) -> AsyncIterator[None]:
+    """The store is open inside the block."""
+    await store.open()
+    try:
+        yield
+    finally:
+        await store.aclose()
+
+
+def expect(found: object, wanted: object, what: str) -> None:
+    """Raise `NotConformant` unless both are equal."""
+    if found != wanted:
+        raise NotConformant(f"{what}: found {found!r}, wanted {wanted!r}")
+
+
+def expect_kinds(verdicts: Sequence[Verdict], *kinds: type[Any]) -> None:
+    """Compare the kinds of verdicts."""
+    expect([type(verdict).__name__ for verdict in verdicts], [kind.__name__ for kind in kinds], "verdicts")
+
+
+async def put(store: Store, *runs: RunDoc) -> None:
+    """Insert runs that must be taken."""
+    await must(store, *map(Insert, runs))
+
+
+async def must(store: Store, *writes: Write) -> None:
+    """Write what must be applied."""
+    expect_kinds(await store.write(writes), *(Applied for _ in writes))
+
+
+async def one(store: Store, write: Write) -> Verdict:
+    """The verdict of a single write."""
+    verdicts = await store.write([write])
+    expect(len(verdicts), 1, "number of verdicts")
+    return verdicts[0]
+
+
+HEAD_FIELDS = frozenset(Head.__struct_fields__)
+
+
+def sample(run_id: str, **fields: Any) -> RunDoc:
+    """A running run without a lease; fields of origin, head and maps by name, `worker` for a lease."""
+    origin = {name: fields.pop(name) for name in list(fields) if name in Origin.__struct_fields__}
+    run = RunDoc(
+        origin=Origin(
+            **{"id": run_id, "workflow": "w", "start_id": 1, "created_at": 1000, "input": b"\x80", **origin}
+        ),
+        head=Head(version="1", fingerprint="f", status="running", updated_at=1000),
+        state=b"\x80",
+    )
+    return _with(run, fields)
+
+
+def after(run: RunDoc, **fields: Any) -> RunDoc:
+    """The run one commit later."""
+    return _with(run, {"revision": run.head.revision + 1, **fields})
+
+
+def moved(run: RunDoc, **fields: Any) -> Update:
+    """The update to the run one commit later."""
+    return Update(run, after(run, **fields))
+
+
+def _with(run: RunDoc, fields: dict[str, Any]) -> RunDoc:
+    if "worker" in fields:
+        worker = fields.pop("worker")
+        fields["lease"] = None if worker is None else Lease(worker=worker, fence=fields.get("fence", 1))
+    head = {name: fields.pop(name) for name in list(fields) if name in HEAD_FIELDS}
+    return replace(run, head=replace(run.head, **head), **fields)
+
+
+def record(kind: Literal["timer", "human", "signal"] = "human", **fields: Any) -> Record:
+    """An open wait."""
+    return Record(**{"kind": kind, "ask": "a", "attempt": 1, "place": 0, "opened_at": 1000, **fields})
