@@ -1,0 +1,238 @@
+"""Durable workflows on trio: runs are documents, steps are checkpoints, structured concurrency drives them."""
+
+from __future__ import annotations
+
+from streamline_trio._core.conditions import (
+    all_,
+    any_,
+    equals,
+    greater,
+    has,
+    in_,
+    less,
+    not_,
+    not_equals,
+)
+from streamline_trio._core.definition import (
+    Workflow,
+)
+from streamline_trio._core.documents import (
+    Lease,
+    Parent,
+)
+from streamline_trio._core.errors import (
+    ChildFailed,
+    ConcurrencyLimitReached,
+    DataCorruption,
+    DefinitionError,
+    GuardRefused,
+    InvalidState,
+    InvalidTransition,
+    JoinFailed,
+    LeaseLost,
+    LoopLimitExceeded,
+    NonRetriable,
+    OutputMissing,
+    PayloadTooLarge,
+    RunCancelled,
+    RunFailed,
+    RunNotFound,
+    RunTimeout,
+    ScheduleNotFound,
+    StepNotFound,
+    StepTimeout,
+    StoreUnavailable,
+    StreamlineError,
+    SuspensionError,
+    SuspensionMismatch,
+    TenantRequired,
+    TokenInvalid,
+    ValidationError,
+    VersionMismatch,
+    WaitTimedOut,
+    WaitWithdrawn,
+    WorkflowNotFound,
+)
+from streamline_trio._core.events import (
+    EngineError,
+    Event,
+    StepCompleted,
+    StepFailed,
+    StepProgress,
+    StepRetryScheduled,
+    StepSkipped,
+    StepStarted,
+    StepStream,
+    StepWaiting,
+    WorkflowCancelled,
+    WorkflowCompleted,
+    WorkflowDeadLettered,
+    WorkflowFailed,
+    WorkflowPaused,
+    WorkflowRecovered,
+    WorkflowResumed,
+    WorkflowRetry,
+    WorkflowRewound,
+    WorkflowStarted,
+    WorkflowUnpaused,
+    WorkflowWaiting,
+)
+from streamline_trio._core.options import (
+    StepOptions,
+    StepSpec,
+)
+from streamline_trio._core.signals import (
+    Signal,
+)
+from streamline_trio._core.step import (
+    Step,
+)
+from streamline_trio._core.store import (
+    Store,
+)
+from streamline_trio._runtime.context import (
+    StepContext,
+)
+from streamline_trio._runtime.engine import (
+    Engine,
+    PendingWait,
+)
+from streamline_trio._runtime.handle import (
+    LogLine,
+    RunHandle,
+)
+from streamline_trio._runtime.opening import (
+    open_engine,
+)
+from streamline_trio._runtime.publisher import (
+    Subscription,
+)
+from streamline_trio._runtime.queries import (
+    Page,
+)
+from streamline_trio._runtime.snapshot import (
+    Run,
+    RunError,
+    ScheduledStart,
+    StepState,
+    WaitState,
+)
+from streamline_trio._runtime.stats import (
+    Stats,
+    Unclaimable,
+    WorkerInfo,
+)
+from streamline_trio._runtime.timeline import (
+    TimelineEntry,
+)
+from streamline_trio.stores.memory import (
+    MemoryStore,
+)
+from streamline_trio.stores.sqlite import (
+    SqliteStore,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ChildFailed",
+    "ConcurrencyLimitReached",
+    "DataCorruption",
+    "DefinitionError",
+    "Engine",
+    "EngineError",
+    "Event",
+    "GuardRefused",
+    "InvalidState",
+    "InvalidTransition",
+    "JoinFailed",
+    "Lease",
+    "LeaseLost",
+    "LogLine",
+    "LoopLimitExceeded",
+    "MemoryStore",
+    "NonRetriable",
+    "OutputMissing",
+    "Page",
+    "Parent",
+    "PayloadTooLarge",
+    "PendingWait",
+    "Run",
+    "RunCancelled",
+    "RunError",
+    "RunFailed",
+    "RunHandle",
+    "RunNotFound",
+    "RunTimeout",
+    "ScheduleNotFound",
+    "ScheduledStart",
+    "Signal",
+    "SqliteStore",
+    "Stats",
+    "Step",
+    "StepCompleted",
+    "StepContext",
+    "StepFailed",
+    "StepNotFound",
+    "StepOptions",
+    "StepProgress",
+    "StepRetryScheduled",
+    "StepSkipped",
+    "StepSpec",
+    "StepStarted",
+    "StepState",
+    "StepStream",
+    "StepTimeout",
+    "StepWaiting",
+    "Store",
+    "StoreUnavailable",
+    "StreamlineError",
+    "Subscription",
+    "SuspensionError",
+    "SuspensionMismatch",
+    "TenantRequired",
+    "TimelineEntry",
+    "TokenInvalid",
+    "Unclaimable",
+    "ValidationError",
+    "VersionMismatch",
+    "WaitState",
+    "WaitTimedOut",
+    "WaitWithdrawn",
+    "WorkerInfo",
+    "Workflow",
+    "WorkflowCancelled",
+    "WorkflowCompleted",
+    "WorkflowDeadLettered",
+    "WorkflowFailed",
+    "WorkflowNotFound",
+    "WorkflowPaused",
+    "WorkflowRecovered",
+    "WorkflowResumed",
+    "WorkflowRetry",
+    "WorkflowRewound",
+    "WorkflowStarted",
+    "WorkflowUnpaused",
+    "WorkflowWaiting",
+    "all_",
+    "any_",
+    "equals",
+    "greater",
+    "has",
+    "in_",
+    "less",
+    "not_",
+    "not_equals",
+    "open_engine",
+]
+
+
+def _name_publicly() -> None:
+    """Public objects say where they are imported from, in tracebacks too."""
+    for name in __all__:
+        named = globals()[name]
+        if callable(named):
+            named.__module__ = __name__
+
+
+_name_publicly()

@@ -1,0 +1,153 @@
+"""One entry of one handler: calls it under its scopes and says what happened."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from streamline_trio._core import payload
+from streamline_trio._core.documents import ErrorDoc
+from streamline_trio._core.errors import StepTimeout, SuspensionError, error_code, message_of
+from streamline_trio._core.happenings import (
+    AttemptFailed,
+    CancelUnwound,
+    DeadlinePassed,
+    Finished,
+    HandedBack,
+    Happening,
+    Skipped,
+    Suspended,
+    WentTo,
+)
+from streamline_trio._core.step import Step
+from streamline_trio._runtime.context import StepContext
+from streamline_trio._runtime.limits import check_size
+from streamline_trio._runtime.suspension import Goto, Suspender
+
+if TYPE_CHECKING:
+    from streamline_trio._runtime.driver import Driver
+
+_MAX_TRACEBACK = 8_000
+_logger = logging.getLogger("streamline_trio")
+
+
+class Attempt:
+    """Enters the handler of the current step once."""
+
+    def __init__(self, driver: Driver, step: Step[Any]) -> None:
+        self._driver = driver
+        self._step = step
+        self._suspender = Suspender(step.id)
+        self._ctx: StepContext[Any, Any, Any] = StepContext(driver, step, self._suspender)
+        self._held: dict[str, Any] = {"worker": driver.writer.worker, "fence": driver.writer.fence, "step": step.id}
+
+    async def enter(self) -> Happening | None:
+        """What happened, to be committed; None if nothing may be written (the lease is lost)."""
+        timeout = self._step.options.timeout
+        limit = trio.CancelScope() if timeout is None else trio.CancelScope(deadline=trio.current_time() + timeout)
+        happening: Happening | None = None
+        with self._driver.abort_scope:
+            with limit:
+                happening = await self._guarded()
+            if happening is None and limit.cancelled_caught:
+                happening = self._failed(
+                    StepTimeout(f"step {self._step.id} exceeded its timeout of {timeout:g} s", step=self._step.id)
+                )
+        return self._settle(happening)
+
+    async def _guarded(self) -> Happening | None:
+        """The handler's result or failure; suspension, if that is how it ended."""
+        try:
+            with self._suspender.scope:
+                if await self._is_skipped():
+                    return Skipped(**self._held, release=self._driver.leaving)
+                value = await self._call()
+                return self._finished(value)
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its failure
+            return self._failed(error)
+        return self._suspended()
+
+    async def _is_skipped(self) -> bool:
+        """Ask the predicates, in the begun step; not again once it has suspended."""
+        options = self._step.options
+        if (options.skip_if is None and options.run_if is None) or self._driver.run.records:
+            return False
+        state = self._ctx.state
+        if options.skip_if is not None and await _ask(options.skip_if, state):
+            return True
+        return options.run_if is not None and not await _ask(options.run_if, state)
+
+    async def _call(self) -> Any:
+        self._suspender.entered()
+        if self._step.is_async:
+            return await self._step.handler(self._ctx)
+        result = await self._driver.threads.run(self._step.handler, self._ctx)
+        return await result if inspect.isawaitable(result) else result
+
+    def _finished(self, value: Any) -> Happening:
+        if self._suspender.wanted is not None:
+            raise SuspensionError(
+                f"step {self._step.id} swallowed the cancellation that unwinds it for a suspension:"
+                " let trio.Cancelled pass",
+                step=self._step.id,
+            )
+        what = f"the output of step {self._step.id}"
+        output = payload.encode(value, what=what)
+        check_size(output, self._driver.max_payload(self._step), self._driver, self._step.id, "the output")
+        if value is not None or self._step.returns is not Any:
+            self._step.decoder.decode(output, what=what)
+        return Finished(output=output, release=self._driver.leaving, **self._held)
+
+    def _suspended(self) -> Happening | None:
+        wanted = self._suspender.wanted
+        if wanted is None:
+            return None
+        if isinstance(wanted, Goto):
+            return WentTo(target=wanted.target, release=self._driver.leaving, **self._held)
+        return Suspended(asks=(wanted,), release=self._driver.leaving, **self._held)
+
+    def _failed(self, error: Exception) -> AttemptFailed:
+        return AttemptFailed(
+            error=describe_error(error, self._step.id),
+            retriable=self._step.options.retry_on.allows(error),
+            roll=self._driver.services.chance.roll(),
+            release=self._driver.leaving,
+            **self._held,
+        )
+
+    def _settle(self, happening: Happening | None) -> Happening | None:
+        """What may be written, given why the handler was stopped, if it was."""
+        reason = self._driver.abort_reason
+        held: dict[str, Any] = {"worker": self._driver.writer.worker, "fence": self._driver.writer.fence}
+        if reason == "lost":
+            return None
+        if self._driver.abort_scope.cancelled_caught or happening is None:
+            if reason == "cancel":
+                return CancelUnwound(**held)
+            if reason == "leave":
+                return HandedBack(**held)
+            return DeadlinePassed(**held)
+        if reason == "leave" and isinstance(happening, AttemptFailed):
+            return HandedBack(**held)
+        return happening
+
+
+async def _ask(predicate: Any, state: Any) -> bool:
+    answer = predicate(state)
+    return bool(await answer if inspect.isawaitable(answer) else answer)
+
+
+def describe_error(error: BaseException, step: str) -> ErrorDoc:
+    """An exception as it is stored with a step and run."""
+    text = "".join(traceback.format_exception(error))
+    return ErrorDoc(
+        code=error_code(error),
+        message=message_of(error),
+        type=type(error).__name__,
+        step=step,
+        traceback=text if len(text) <= _MAX_TRACEBACK else "…" + text[-_MAX_TRACEBACK:],
+    )

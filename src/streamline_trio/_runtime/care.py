@@ -1,0 +1,98 @@
+"""What a worker looks after from time to time, on stores that other processes write.
+
+Every poll: has anybody committed something to runs we hold, has a lock been released? Every third of a lease:
+do the others still beat? Every lease: are there leases nobody stands behind, broadcasts nobody delivers?
+"""
+
+from __future__ import annotations
+
+import trio
+
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.errors import InvalidState, LeaseLost, RunNotFound, StoreUnavailable
+from streamline_trio._core.happenings import HandedBack
+from streamline_trio._core.store import Corrupt
+from streamline_trio._runtime.emission import sweep_broadcasts
+from streamline_trio._runtime.machinery import Machinery
+
+_ATTENTION_AT_ONCE = 500
+_OWN_AT_ONCE = 500
+_LOOKS_PER_LEASE = 3
+
+
+class Care:
+    """The periodic rounds of one engine."""
+
+    def __init__(self, machinery: Machinery) -> None:
+        self._machinery = machinery
+        self._options = machinery.services.options
+        self._last_look = trio.current_time()
+        self._last_walk = trio.current_time()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            await trio.sleep(self._options.poll_interval)
+            try:
+                await self._round()
+            except StoreUnavailable as error:
+                self._machinery.services.logger.warning("care pauses: %s", error)
+
+    async def _round(self) -> None:
+        machinery, now = self._machinery, trio.current_time()
+        await self._attend()
+        if not machinery.is_worker:
+            return
+        if now - self._last_look >= self._options.lease / _LOOKS_PER_LEASE:
+            self._last_look = now
+            walk = now - self._last_walk >= self._options.lease
+            found = await machinery.observer.look(holders=walk)
+            if walk:
+                self._last_walk = now
+                await self._hand_back_orphans()
+                await sweep_broadcasts(machinery)
+        else:
+            found = await machinery.observer.look_at_locks()
+        if found:
+            machinery.claimer.wake()
+
+    async def _attend(self) -> None:
+        """Show the drivers what others have committed to their runs."""
+        machinery = self._machinery
+        worker = machinery.worker.id
+        if worker is None or not machinery.crew.drivers:
+            return
+        store = machinery.services.store
+        for run in await store.leased(worker, attention=True, limit=_ATTENTION_AT_ONCE):
+            if isinstance(run, Corrupt):
+                continue
+            driver = machinery.crew.drivers.get(run.origin.id)
+            if driver is not None:
+                driver.writer.refresh(run)
+
+    async def _hand_back_orphans(self) -> None:
+        """Runs that are leased to us and that nobody here drives: a claim whose reply was lost for good."""
+        machinery, after = self._machinery, ""
+        worker = machinery.worker.id
+        while worker is not None:
+            page = await machinery.services.store.leased(worker, attention=False, limit=_OWN_AT_ONCE, after=after)
+            if not page:
+                return
+            for run in page:
+                after = run.run_id if isinstance(run, Corrupt) else run.origin.id
+                if isinstance(run, RunDoc) and self._is_orphan(run):
+                    await self._hand_back(run)
+
+    def _is_orphan(self, run: RunDoc) -> bool:
+        crew = self._machinery.crew
+        return run.origin.id not in crew.drivers and run.origin.id not in crew.expected
+
+    async def _hand_back(self, run: RunDoc) -> None:
+        lease = run.head.lease
+        if lease is None:
+            return
+        self._machinery.services.logger.warning("run %s is handed back: nobody drives it", run.origin.id)
+        try:
+            await self._machinery.act(run.origin.id, HandedBack(worker=lease.worker, fence=lease.fence))
+        except (LeaseLost, InvalidState, RunNotFound):
+            return

@@ -1,0 +1,232 @@
+"""Takes due runs, and those of dead workers, into free capacity; each claim is a decided, guarded commit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import trio
+
+from streamline_trio._core.decide import Decision, decide
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.errors import StoreUnavailable, StreamlineError
+from streamline_trio._core.happenings import Claimed
+from streamline_trio._core.store import Applied, Corrupt, Quarantine, Update
+from streamline_trio._runtime.committer import Outcome
+from streamline_trio._runtime.crew import FRAGILE_FROM, Crew
+from streamline_trio._runtime.observer import Observer
+from streamline_trio._runtime.registry import Registry
+from streamline_trio._runtime.services import Services
+from streamline_trio._runtime.worker import Worker
+
+BATCH = 100
+_REFUSED_PAUSE = 0.05
+
+
+class Claimer:
+    """Sleeps until a run is due (or may be), then claims."""
+
+    def __init__(
+        self, services: Services, registry: Registry, crew: Crew, worker: Worker, observer: Observer
+    ) -> None:
+        self._services = services
+        self._registry = registry
+        self._crew = crew
+        self._worker = worker
+        self._observer = observer
+        self._wake = trio.Event()
+        self._until = math.inf
+        self._set_aside: dict[str, float] = {}
+
+    def notify(self, due_at: int) -> None:
+        """A run fell due, or will; cheap, may be called for nothing."""
+        if due_at < self._until:
+            self._until = due_at
+            self._wake.set()
+
+    def wake(self) -> None:
+        """Look now."""
+        self._until = -math.inf
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            self._wake = trio.Event()
+            try:
+                pause = await self._round()
+            except StoreUnavailable as error:
+                self._services.logger.warning("claiming pauses: %s", error)
+                pause = self._services.options.poll_interval
+            with trio.move_on_after(pause):
+                await self._wake.wait()
+
+    async def _round(self) -> float:
+        """Claim what there is; seconds to sleep afterwards."""
+        self._until = math.inf
+        if self._worker.id is None or self._crew.free <= 0:
+            await self._until_able()
+        limit = min(self._crew.free, BATCH)
+        if limit <= 0 or self._worker.id is None:
+            return 0
+        taken = 0
+        for dead in sorted(self._observer.dead):
+            taken += await self._take_over(dead, limit - taken)
+        found = await self._take_due(limit - taken) if taken < limit else limit
+        if taken + found >= limit:
+            return 0
+        return await self._pause()
+
+    async def _until_able(self) -> None:
+        """Until there is a place and an id to claim under."""
+        if self._crew.free <= 0:
+            await self._crew.wait_changed()
+        if self._worker.id is None:
+            await self._worker.enlist()
+
+    async def _pause(self) -> float:
+        """Until the next run is due, and no longer than other processes may go unheard."""
+        services = self._services
+        due_at = await services.store.next_due(self._registry.routes)
+        longest = math.inf
+        if not services.store.exclusive:
+            longest = services.options.poll_interval * (0.75 + services.chance.roll() / 4)
+        if due_at is None:
+            return longest
+        until = min(self._until, due_at)
+        self._until = until
+        pause = (until - services.clock.now()) / 1000
+        if pause <= 0:
+            pause = _REFUSED_PAUSE * (0.5 + services.chance.roll())
+        return min(pause, longest)
+
+    # --- due runs ------------------------------------------------------------------------------------------
+
+    async def _take_due(self, limit: int) -> int:
+        """Claim due runs; how many were found."""
+        now = self._services.clock.now()
+        found = await self._services.store.due(self._registry.routes, now, limit)
+        runs = [run for run in found if not self._is_set_aside(run)]
+        await self._claim(runs, lease_dead=False)
+        return len(runs)
+
+    # --- runs of dead workers ------------------------------------------------------------------------------
+
+    async def _take_over(self, worker: str, limit: int) -> int:
+        """Claim runs of a worker that is gone; when none is left, forget it."""
+        taken, after = 0, ""
+        elsewhere = False
+        while taken < limit:
+            page = await self._services.store.leased(worker, attention=False, limit=limit, after=after)
+            if not page:
+                if not after or not elsewhere:
+                    await self._observer.forget(worker)
+                break
+            after = _id_of(page[-1])
+            mine = [run for run in page if self._may_take_over(run)]
+            elsewhere = elsewhere or len(mine) < len(page)
+            taken += await self._claim(mine[: limit - taken], lease_dead=True)
+        return taken
+
+    def _may_take_over(self, run: RunDoc | Corrupt) -> bool:
+        """Ours to run; of those that may be killing workers, one at a time."""
+        if isinstance(run, Corrupt):
+            return True
+        if self._registry.workflow_for(run) is None and run.head.status != "draft":
+            return False
+        return run.head.streak < FRAGILE_FROM or self._crew.fragile == 0
+
+    # --- the claim -----------------------------------------------------------------------------------------
+
+    async def _claim(self, runs: Sequence[RunDoc | Corrupt], *, lease_dead: bool) -> int:
+        """Decide and commit each; how many are ours now. Returns when all have their verdicts."""
+        waiting = _Countdown()
+        for run in runs:
+            if isinstance(run, Corrupt):
+                self._quarantine(run)
+            elif self._crew.try_reserve(run.origin.id):
+                self._claim_one(run, lease_dead=lease_dead, waiting=waiting)
+        await waiting.wait()
+        return waiting.succeeded
+
+    def _claim_one(self, run: RunDoc, *, lease_dead: bool, waiting: _Countdown) -> None:
+        run_id, workflow = run.origin.id, self._registry.workflow_for(run)
+        worker = self._worker.id
+        fragile = lease_dead and run.head.streak >= FRAGILE_FROM and waiting.fragile
+        if workflow is None or worker is None or fragile:
+            self._crew.cancel_reservation(run_id)
+            return
+        happening = Claimed(
+            worker=worker, lease_dead=lease_dead, max_recoveries=self._services.options.max_recoveries
+        )
+        try:
+            now, commit = self._services.clock.now(), self._services.chance.commit_id()
+            decision = decide(run, happening, workflow.plan, now, commit)
+        except StreamlineError as error:
+            self._crew.cancel_reservation(run_id)
+            self._set_aside[run_id] = trio.current_time() + self._services.options.poll_interval
+            self._services.logger.warning("run %s cannot be claimed: %s", run_id, error)
+            return
+        waiting.fragile = waiting.fragile or run.head.streak >= FRAGILE_FROM
+        waiting.add()
+        self._services.committer.post(
+            Update(run, decision.run), lambda outcome: self._claimed(outcome, decision, waiting)
+        )
+
+    def _claimed(self, outcome: Outcome, decision: Decision, waiting: _Countdown) -> None:
+        """The committer tells what became of a claim."""
+        run = decision.run
+        applied = isinstance(outcome, Applied)
+        if applied:
+            self._services.committed(run, decision.events)
+        workflow = self._registry.workflow_for(run)
+        if applied and run.head.lease is not None and workflow is not None:
+            self._crew.drive(run, workflow)
+        else:
+            self._crew.cancel_reservation(run.origin.id)
+        waiting.count_down(succeeded=applied)
+
+    def _quarantine(self, run: Corrupt) -> None:
+        error = StreamlineError(f"run {run.run_id} cannot be decoded and is set aside: {run.error}")
+        self._services.report("quarantine", error)
+        self._services.committer.post(Quarantine(run.run_id), lambda _outcome: None)
+
+    def _is_set_aside(self, run: RunDoc | Corrupt) -> bool:
+        until = self._set_aside.get(_id_of(run))
+        if until is None:
+            return False
+        if until > trio.current_time():
+            return True
+        del self._set_aside[_id_of(run)]
+        return False
+
+
+def _id_of(run: RunDoc | Corrupt) -> str:
+    return run.run_id if isinstance(run, Corrupt) else run.origin.id
+
+
+class _Countdown:
+    """Waits for the verdicts of one round of claims."""
+
+    __slots__ = ("_done", "_left", "fragile", "succeeded")
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._done = trio.Event()
+        self.succeeded = 0
+        self.fragile = False
+
+    def add(self) -> None:
+        self._left += 1
+
+    def count_down(self, *, succeeded: bool) -> None:
+        self._left -= 1
+        self.succeeded += succeeded
+        if not self._left:
+            self._done.set()
+
+    async def wait(self) -> None:
+        if self._left:
+            await self._done.wait()
+        else:
+            await trio.lowlevel.checkpoint()

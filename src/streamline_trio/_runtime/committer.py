@@ -1,0 +1,234 @@
+"""The group committer: writes that arrive while one is under way go out together as the next batch.
+
+It owns every write it was given: the caller may be cancelled, the write goes on. A lost acknowledgement is
+resolved by reading back, never by writing blindly again (the commit ids of a run, the start id of a new one and
+the revision of a side document tell whether a write was applied).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import trio
+
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.errors import DataCorruption, StoreUnavailable
+from streamline_trio._core.store import (
+    AppendRows,
+    Applied,
+    Delete,
+    Insert,
+    PutSide,
+    Quarantine,
+    Refused,
+    SideDoc,
+    Store,
+    Update,
+    Verdict,
+    Write,
+)
+from streamline_trio._runtime.clock import Chance
+
+Outcome = Verdict | StoreUnavailable
+MAX_BATCH = 500
+_FIRST_PAUSE = 0.02
+_LONGEST_PAUSE = 1.0
+
+
+class Submission:
+    """One write, the rows that go with it, and who is told."""
+
+    __slots__ = ("doubtful", "rows", "tell", "write")
+
+    def __init__(self, write: Write, rows: Sequence[AppendRows], tell: Callable[[Outcome], None]) -> None:
+        self.write = write
+        self.rows = rows
+        self.tell = tell
+        self.doubtful = False
+
+    @property
+    def run_id(self) -> str | None:
+        """The run it writes, of which a batch holds at most one write."""
+        write = self.write
+        if isinstance(write, Update):
+            return write.before.origin.id
+        if isinstance(write, Insert):
+            return write.run.origin.id
+        return write.run_id if isinstance(write, Delete | Quarantine) else None
+
+
+class GroupCommitter:
+    """Carries out writes in batches, in the order of their arrival."""
+
+    def __init__(self, store: Store, chance: Chance, *, patience: float, logger: logging.Logger) -> None:
+        self._store = store
+        self._chance = chance
+        self._patience = patience
+        self._logger = logger
+        self._queue: deque[Submission] = deque()
+        self._arrived = trio.Event()
+        self._idle = trio.Event()
+        self._idle.set()
+        self.commits = 0
+        self.batches = 0
+
+    def post(self, write: Write, tell: Callable[[Outcome], None], rows: Sequence[AppendRows] = ()) -> None:
+        """Queue a write; `tell` is called with its outcome, in the committer's task. Never blocks."""
+        self._queue.append(Submission(write, rows, tell))
+        self._arrived.set()
+
+    async def submit(self, write: Write) -> Verdict:
+        """Queue a write and wait for its verdict.
+
+        A cancel point: if the wait is cancelled the write is carried out all the same. Raises
+        `StoreUnavailable` when it stays unknown whether it was applied.
+        """
+        outcomes: list[Outcome] = []
+        told = trio.Event()
+
+        def tell(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            told.set()
+
+        self.post(write, tell)
+        await told.wait()
+        if isinstance(outcomes[0], StoreUnavailable):
+            raise StoreUnavailable(str(outcomes[0])) from outcomes[0]
+        return outcomes[0]
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            if not self._queue:
+                self._idle.set()
+                self._arrived = trio.Event()
+                await self._arrived.wait()
+            self._idle = trio.Event()
+            await self._carry_out(self._next_batch())
+
+    async def flushed(self) -> None:
+        """Wait until nothing is queued or under way."""
+        while self._queue or not self._idle.is_set():
+            await self._idle.wait()
+
+    def _next_batch(self) -> list[Submission]:
+        """The oldest submissions, at most one per run; what has to wait keeps its place."""
+        batch: list[Submission] = []
+        held: list[Submission] = []
+        runs: set[str] = set()
+        while self._queue and len(batch) < MAX_BATCH:
+            submission = self._queue.popleft()
+            run_id = submission.run_id
+            if run_id is not None and run_id in runs:
+                held.append(submission)
+                continue
+            if run_id is not None:
+                runs.add(run_id)
+            batch.append(submission)
+        self._queue.extendleft(reversed(held))
+        return batch
+
+    async def _carry_out(self, batch: list[Submission]) -> None:
+        writes: list[Write] = []
+        for submission in batch:
+            writes.append(submission.write)
+            writes.extend(submission.rows)
+        try:
+            verdicts = await self._store.write(writes)
+        except StoreUnavailable as error:
+            for submission in batch:
+                await self._resolve(submission, error)
+            return
+        self.batches += 1
+        position = 0
+        for submission in batch:
+            self._tell(submission, verdicts[position])
+            position += 1 + len(submission.rows)
+
+    def _tell(self, submission: Submission, outcome: Outcome) -> None:
+        if isinstance(outcome, Applied):
+            self.commits += 1
+        submission.tell(outcome)
+
+    async def _resolve(self, submission: Submission, error: StoreUnavailable) -> None:
+        """Find out whether a doubtful write was applied, and carry it out if it certainly was not."""
+        pause = _FIRST_PAUSE
+        deadline = trio.current_time() + self._patience
+        while True:
+            try:
+                outcome = await self._settle_doubt(submission.write)
+            except StoreUnavailable as again:
+                error = again
+                outcome = None
+            if outcome is not None:
+                self._tell(submission, outcome)
+                return
+            if trio.current_time() + pause > deadline:
+                self._logger.warning("the store stays unavailable: %s", error)
+                self._tell(submission, error)
+                return
+            await trio.sleep(pause * (0.5 + self._chance.roll()))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _settle_doubt(self, write: Write) -> Verdict | None:
+        """The verdict, once known; the write is tried again only if it was not applied."""
+        if isinstance(write, AppendRows):
+            return Refused()
+        known = await self._was_applied(write)
+        if known is not None:
+            return known
+        verdict = (await self._store.write([write]))[0]
+        if isinstance(verdict, Refused):
+            return await self._was_applied(write) or verdict
+        return verdict
+
+    async def _was_applied(self, write: Write) -> Verdict | None:
+        """`Applied`, `Refused`, or None if it was not applied and still can be."""
+        match write:
+            case Update(before, after):
+                return _verdict_of_update(await self._load(after.origin.id), before, after)
+            case Insert(run):
+                return _verdict_of_insert(await self._load(run.origin.id), run)
+            case Delete(run_id, revision):
+                return _verdict_of_delete(await self._load(run_id), revision)
+            case PutSide(kind, key, expected, body, _):
+                side = await self._store.side(kind, key)
+                return _verdict_of_side(side, expected, body)
+            case Quarantine() | AppendRows():
+                return None
+
+    async def _load(self, run_id: str) -> RunDoc | None:
+        try:
+            return await self._store.load(run_id)
+        except DataCorruption:
+            return None
+
+
+def _verdict_of_side(side: SideDoc | None, expected: int | None, body: bytes | None) -> Verdict | None:
+    if (None if side is None else side.revision) == expected:
+        return None
+    if side is None:
+        return Applied() if body is None else Refused()
+    return Applied() if side.body == body and side.revision == (expected or 0) + 1 else Refused()
+
+
+def _verdict_of_insert(stored: RunDoc | None, run: RunDoc) -> Verdict | None:
+    if stored is None:
+        return None
+    return Applied() if stored.origin.start_id == run.origin.start_id else Refused()
+
+
+def _verdict_of_delete(stored: RunDoc | None, revision: int) -> Verdict | None:
+    if stored is None:
+        return Applied()
+    return None if stored.head.revision == revision else Refused()
+
+
+def _verdict_of_update(stored: RunDoc | None, before: RunDoc, after: RunDoc) -> Verdict | None:
+    if stored is None:
+        return Refused()
+    if after.head.commits[-1] in stored.head.commits:
+        return Applied()
+    return None if stored.head.revision == before.head.revision else Refused()

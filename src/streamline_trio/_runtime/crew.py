@@ -1,0 +1,95 @@
+"""The drivers of one worker, and how many more it may take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from streamline_trio._core.definition import Workflow
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._runtime.driver import Driver
+from streamline_trio._runtime.services import Services
+from streamline_trio._runtime.threads import HandlerThreads
+
+FRAGILE_FROM = 2
+
+
+class Crew:
+    """Starts a driver for every run that is leased to this worker, and keeps count.
+
+    A place is reserved before the write that takes a run, so that capacity is never overdrawn. `expected`
+    names the runs whose taking is under way: leased, perhaps, but not driven yet.
+    """
+
+    def __init__(self, services: Services, *, capacity: int, ended: Callable[[], None]) -> None:
+        self._services = services
+        self._ended = ended
+        self._capacity = capacity
+        self._reserved = 0
+        self.threads = HandlerThreads(min(capacity, 100))
+        self.drivers: dict[str, Driver] = {}
+        self.expected: set[str] = set()
+        self.closed = False
+        self._changed = trio.Event()
+
+    @property
+    def free(self) -> int:
+        """How many runs more it may take."""
+        return 0 if self.closed else self._capacity - len(self.drivers) - self._reserved
+
+    @property
+    def fragile(self) -> int:
+        """How many of its runs were recovered twice or more in a row: they may be what kills workers."""
+        return sum(driver.run.head.streak >= FRAGILE_FROM for driver in self.drivers.values())
+
+    def try_reserve(self, run_id: str) -> bool:
+        """A place for this run, if there is one and it is not driven here already."""
+        if self.free <= 0 or run_id in self.drivers or run_id in self.expected:
+            return False
+        self._reserved += 1
+        self.expected.add(run_id)
+        return True
+
+    def cancel_reservation(self, run_id: str) -> None:
+        """The run was not taken after all."""
+        self._reserved -= 1
+        self.expected.discard(run_id)
+        self._tell()
+
+    def drive(self, run: RunDoc, workflow: Workflow[Any, Any]) -> Driver:
+        """Use the reservation: start the driver of a run that is now leased to this worker."""
+        self.cancel_reservation(run.origin.id)
+        driver = Driver(self._services, run, workflow, self.threads)
+        self.drivers[run.origin.id] = driver
+        if self.closed:
+            driver.leave()
+        self._services.nursery.start_soon(self._drive, driver)
+        return driver
+
+    async def _drive(self, driver: Driver) -> None:
+        try:
+            await driver.drive()
+        finally:
+            del self.drivers[driver.run.origin.id]
+            self._tell()
+            self._ended()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_changed(self) -> None:
+        """Until a place has become free."""
+        await self._changed.wait()
+
+    async def wait_empty(self) -> None:
+        """Until nothing is driven and nothing is being taken."""
+        while self.drivers or self._reserved:
+            await self._changed.wait()
+
+    def each(self, act: Callable[[Driver], None]) -> None:
+        """Do something to every driver."""
+        for driver in list(self.drivers.values()):
+            act(driver)

@@ -1,0 +1,312 @@
+"""Drives one run for as long as it is leased to this worker: enter the handler, commit what happened, again."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import trio
+
+from streamline_trio._core import payload
+from streamline_trio._core.definition import Workflow
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.errors import LeaseLost, StoreUnavailable, StreamlineError, ValidationError
+from streamline_trio._core.events import StepProgress, StepStream
+from streamline_trio._core.happenings import (
+    AttemptFailed,
+    CancelUnwound,
+    DeadlinePassed,
+    HandedBack,
+    Happening,
+)
+from streamline_trio._core.step import Step
+from streamline_trio._core.store import AppendRows, RowKind
+from streamline_trio._runtime.attempt import Attempt, describe_error
+from streamline_trio._runtime.outputs import Found
+from streamline_trio._runtime.services import Services
+from streamline_trio._runtime.threads import HandlerThreads
+from streamline_trio._runtime.writer import HolderGone, RunWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+AbortReason = Literal["cancel", "lost", "leave"]
+
+_ROW_DELAY = 1.0
+_ROWS_AT_ONCE = 100
+_PROGRESS_DELAY = 1.0
+
+
+class LogEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A line that a handler logged; `at` in milliseconds since the epoch."""
+
+    at: int
+    step: str
+    attempt: int
+    message: str
+    data: dict[str, Any] = {}
+
+
+class ProgressEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The last progress that a handler told; `at` in milliseconds since the epoch."""
+
+    at: int
+    step: str
+    attempt: int
+    percent: float | None = None
+    message: str | None = None
+    data: dict[str, Any] = {}
+
+
+class Driver:
+    """The task that holds a run."""
+
+    def __init__(
+        self, services: Services, run: RunDoc, workflow: Workflow[Any, Any], threads: HandlerThreads
+    ) -> None:
+        self.services = services
+        self.workflow = workflow
+        self.threads = threads
+        self.abort_scope = trio.CancelScope()
+        self.abort_reason: AbortReason | None = None
+        self.leaving = False
+        self.state = run.state
+        self.done = trio.Event()
+        self.writer = RunWriter(services, run, workflow.plan, noticed=self._noticed)
+        self._state_decoder: payload.Decoder | None = None
+        self._once_locks: dict[str, trio.Lock] = {}
+        self._rows: dict[RowKind, list[bytes]] = {}
+        self._rows_timer = False
+        self._told_at = -math.inf
+
+    @property
+    def run(self) -> RunDoc:
+        """The run as last committed or read."""
+        return self.writer.run
+
+    @property
+    def state_decoder(self) -> payload.Decoder:
+        """The decoder of the run's state."""
+        if self._state_decoder is None:
+            self._state_decoder = self.workflow.state_decoder(self.run.origin.input)
+        return self._state_decoder
+
+    # --- the task ------------------------------------------------------------------------------------------
+
+    async def drive(self) -> None:
+        """Until the run parks, settles, is handed back or lost. Raises nothing but what is a bug of ours."""
+        try:
+            while self.writer.is_held:
+                happening = await self._next()
+                if happening is None:
+                    break
+                await self._commit_step(happening)
+        except (LeaseLost, HolderGone):
+            pass
+        except StoreUnavailable as error:
+            self.services.report("a run was given up: its commit could not be confirmed", error, self.run)
+        except Exception as error:  # noqa: BLE001 - one run must not end the engine
+            self.services.report("a run was given up: the engine failed", error, self.run)
+        finally:
+            self._pack_rows()
+            self.writer.close()
+            self.done.set()
+
+    async def _next(self) -> Happening | None:
+        """Enter the current step, unless the run is to be stopped first."""
+        held: dict[str, Any] = {"worker": self.writer.worker, "fence": self.writer.fence}
+        head = self.run.head
+        if head.cancel_requested:
+            return CancelUnwound(**held)
+        if head.deadline is not None and head.deadline <= self.now():
+            return DeadlinePassed(**held)
+        if self.leaving and self.abort_reason == "leave":
+            return HandedBack(**held)
+        self.abort_scope = trio.CancelScope(deadline=self._deadline())
+        assert head.current_step is not None
+        step = self.workflow.steps[head.current_step]
+        return await Attempt(self, step).enter()
+
+    def _deadline(self) -> float:
+        """When the run's own timeout is up, on trio's clock."""
+        deadline = self.run.head.deadline
+        if deadline is None:
+            return math.inf
+        return trio.current_time() + max(deadline - self.now(), 0) / 1000
+
+    async def _commit_step(self, happening: Happening) -> None:
+        """Commit how an entry ended; what cannot be stored fails the attempt instead."""
+        self._pack_rows()
+        try:
+            await self.writer.commit(happening)
+        except (LeaseLost, StoreUnavailable):
+            raise
+        except StreamlineError as error:
+            if isinstance(happening, AttemptFailed | HandedBack | CancelUnwound | DeadlinePassed):
+                raise
+            await self.writer.commit(self._as_failure(error))
+
+    def _as_failure(self, error: StreamlineError) -> AttemptFailed:
+        step = self.run.head.current_step or ""
+        return AttemptFailed(
+            worker=self.writer.worker,
+            fence=self.writer.fence,
+            step=step,
+            error=describe_error(error, step),
+            retriable=False,
+        )
+
+    def _noticed(self, run: RunDoc) -> None:
+        """The run changed under us: a cancellation stops the handler, a lost lease too."""
+        if not self.writer.is_held:
+            if self.writer.lost:
+                self.abort("lost")
+        elif run.head.cancel_requested:
+            self.abort("cancel")
+
+    def abort(self, reason: AbortReason) -> None:
+        """Stop the handler; what is written afterwards depends on the reason. Losing the lease beats all."""
+        if self.abort_reason is None or reason == "lost":
+            self.abort_reason = reason
+        if reason == "lost":
+            self.writer.lost = True
+        self.abort_scope.cancel()
+
+    def leave(self) -> None:
+        """Hand the run back at the end of the present step."""
+        self.leaving = True
+
+    # --- what the context asks for -------------------------------------------------------------------------
+
+    def now(self) -> int:
+        """Milliseconds since the epoch."""
+        return self.services.clock.now()
+
+    def mint_token(self) -> str:
+        """A new unguessable token."""
+        return self.services.chance.token()
+
+    def max_payload(self, step: Step[Any]) -> int | None:
+        """The limit on what the step stores, in bytes."""
+        return step.options.max_payload_bytes
+
+    async def commit(self, happening: Happening) -> RunDoc:
+        """Commit what a handler makes durable."""
+        try:
+            return await self.writer.commit(happening)
+        except HolderGone:
+            raise LeaseLost(f"run {self.run.origin.id} is no longer driven here") from None
+
+    def output_of(self, step_id: str) -> Found | None:
+        """A finished step's output."""
+        doc = self.run.steps.get(step_id)
+        if doc is None or doc.status != "done" or doc.output is None:
+            return None
+        step = self.workflow.steps.get(step_id)
+        what = f"the output of step {step_id}"
+        if step is None:
+            return Found(payload.decoder(Any).decode(doc.output, what=what))
+        return Found(step.decoder.decode(doc.output, what=what))
+
+    def once_lock(self, key: str) -> trio.Lock:
+        """Single flight per key of `once`."""
+        return self._once_locks.setdefault(key, trio.Lock())
+
+    # --- rows and frames -----------------------------------------------------------------------------------
+
+    def log(self, step: str, message: str, data: Mapping[str, Any]) -> None:
+        """Buffer a log line; it goes out with the next commit, or soon."""
+        attempt = self.run.step(step).attempts
+        self.services.logger.info("%s/%s: %s", self.run.origin.id, step, message)
+        entry = LogEntry(at=self.now(), step=step, attempt=attempt, message=message, data=dict(data))
+        self._add_row("log", _encode_entry(entry))
+
+    def progress(self, step: str, percent: float | None, message: str | None, data: Mapping[str, Any]) -> None:
+        """Publish progress; keep the last word."""
+        doc = self.run.step(step)
+        entry = ProgressEntry(
+            at=self.now(), step=step, attempt=doc.attempts, percent=percent, message=message, data=dict(data)
+        )
+        self._rows["progress"] = [_encode_entry(entry)]
+        self._start_rows_timer()
+        origin = self.run.origin
+        event = StepProgress(
+            run_id=origin.id,
+            workflow=origin.workflow,
+            tenant=origin.tenant,
+            revision=self.run.head.revision,
+            at=entry.at,
+            step=step,
+            percent=percent,
+            message=message,
+            data=dict(data),
+        )
+        self._in_trio(lambda: self.services.publisher.publish((event,)))
+
+    def stream(self, step: str, seq: int, frame: Any) -> None:
+        """Publish a frame."""
+        origin = self.run.origin
+        event = StepStream(
+            run_id=origin.id,
+            workflow=origin.workflow,
+            tenant=origin.tenant,
+            revision=self.run.head.revision,
+            at=self.now(),
+            step=step,
+            attempt=self.run.step(step).attempts,
+            seq=seq,
+            frame=frame,
+        )
+        self._in_trio(lambda: self.services.publisher.publish((event,)))
+
+    def flush_rows(self) -> None:
+        """Send buffered rows now."""
+        self._pack_rows()
+        self.writer.flush_rows()
+
+    def _add_row(self, kind: RowKind, row: bytes) -> None:
+        rows = self._rows.setdefault(kind, [])
+        rows.append(row)
+        if len(rows) >= _ROWS_AT_ONCE:
+            self._in_trio(self.flush_rows)
+        else:
+            self._start_rows_timer()
+
+    def _start_rows_timer(self) -> None:
+        if not self._rows_timer:
+            self._rows_timer = True
+            self._in_trio(lambda: self.services.spawn(self._flush_later))
+
+    async def _flush_later(self) -> None:
+        """A long step's lines are seen while it runs; a run that ends sooner sends them with its commit."""
+        with trio.move_on_after(_ROW_DELAY):
+            await self.done.wait()
+        self._rows_timer = False
+        if not self.done.is_set():
+            self.flush_rows()
+
+    def _pack_rows(self) -> None:
+        rows, self._rows = self._rows, {}
+        for kind, lines in rows.items():
+            keep = self.workflow.max_step_logs if kind == "log" else 1
+            if lines and keep:
+                self.writer.add_rows(AppendRows(self.run.origin.id, kind, tuple(lines), keep, self.writer.fence))
+
+    def _in_trio(self, act: Any) -> None:
+        """Do it in the trio thread: handlers in threads call the context too."""
+        try:
+            trio.lowlevel.current_task()
+        except RuntimeError:
+            self.services.token.run_sync_soon(act)
+        else:
+            act()
+
+
+def _encode_entry(entry: LogEntry | ProgressEntry) -> bytes:
+    """Telling never fails: what cannot be stored is told as text."""
+    try:
+        return payload.encode(entry, what="entry")
+    except ValidationError:
+        plain = {key: repr(value) for key, value in entry.data.items()}
+        return payload.encode(msgspec.structs.replace(entry, data=plain), what="entry")

@@ -1,0 +1,149 @@
+"""Emitting signals, durably: addressed to one run, or broadcast to all that wait.
+
+An addressed signal is one commit on its run. A broadcast is a side document first (acknowledged once that is
+stored), then one commit per waiting run; whoever finds it unfinished goes on with it, and no run takes it twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import trio
+
+from streamline_trio._core import payload
+from streamline_trio._core.checking import is_text
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.errors import (
+    InvalidState,
+    RunNotFound,
+    StoreUnavailable,
+    StreamlineError,
+    ValidationError,
+)
+from streamline_trio._core.happenings import SignalArrived
+from streamline_trio._core.signals import Signal, signal_name
+from streamline_trio._core.store import Applied, PutSide, SideDoc
+from streamline_trio._runtime.machinery import Machinery
+
+BROADCASTS = "broadcast"
+KEPT = 24 * 60 * 60 * 1000
+_AT_ONCE = 100
+_MAX_ID = 200
+_MATCHED = {"id", "workflow", "version", "user", "priority", "idempotency_key", "status", "current_step"}
+
+
+class BroadcastDoc(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A broadcast: what was emitted, and whether it has reached everybody who waited."""
+
+    signal: str
+    payload: bytes
+    id: str
+    at: int
+    tenant: str | None = None
+    match: dict[str, Any] = {}
+    done: bool = False
+
+
+_decode = msgspec.msgpack.Decoder(BroadcastDoc).decode
+_encode = msgspec.msgpack.encode
+
+
+async def emit(
+    machinery: Machinery,
+    signal: Signal[Any] | str,
+    value: Any,
+    *,
+    run: str | None,
+    id: str | None,
+    match: Mapping[str, Any] | None,
+) -> None:
+    """Store the signal where it is to go, and see that those who wait get it."""
+    name = signal_name(signal)
+    type_ = Any if isinstance(signal, str) else signal.type
+    stored = payload.convert_input(value, type_, what=f"the payload of signal {name!r}")
+    if id is not None and not is_text(id, _MAX_ID):
+        raise ValidationError(f"a signal's id has 1 to {_MAX_ID} characters, not {id!r}")
+    id = machinery.services.chance.signal_id() if id is None else id
+    if run is not None:
+        if match is not None:
+            raise ValidationError("match selects among the runs that wait: it does not go with run=")
+        await machinery.act(run, SignalArrived(signal=name, payload=stored, id=id))
+        return
+    await _broadcast(machinery, name, stored, id, _checked(match))
+
+
+def _checked(match: Mapping[str, Any] | None) -> dict[str, Any]:
+    unknown = set(match or ()) - _MATCHED
+    if unknown:
+        raise ValidationError(f"match knows {sorted(_MATCHED)}, not {sorted(unknown)}")
+    return dict(match or {})
+
+
+async def _broadcast(machinery: Machinery, name: str, stored: bytes, id: str, match: dict[str, Any]) -> None:
+    services = machinery.services
+    now = services.clock.now()
+    doc = BroadcastDoc(signal=name, payload=stored, id=id, at=now, match=match)
+    key = f"\n{name}\n{id}"
+    left_to_others_at = now + int(services.options.lease * 1000)
+    verdict = await services.committer.submit(PutSide(BROADCASTS, key, None, _encode(doc), left_to_others_at))
+    if isinstance(verdict, Applied):
+        await _deliver(machinery, SideDoc(BROADCASTS, key, 1, _encode(doc), left_to_others_at))
+    if services.store.exclusive:
+        await sweep_broadcasts(machinery)
+
+
+async def _deliver(machinery: Machinery, side: SideDoc) -> None:
+    """To everybody who waits now; then it is only kept to know its id again.
+
+    With runs that could not be reached it stays unfinished, and is gone on with when it falls due.
+    """
+    doc, store = _decode(side.body), machinery.services.store
+    after = ""
+    unreached: list[str] = []
+    while True:
+        page = await store.awaiting(doc.signal, doc.tenant, after, _AT_ONCE)
+        if not page:
+            break
+        async with trio.open_nursery() as nursery:
+            for run_id in page:
+                nursery.start_soon(_deliver_to, machinery, run_id, doc, unreached)
+        after = page[-1]
+    if unreached:
+        return
+    done = _encode(msgspec.structs.replace(doc, done=True))
+    await machinery.services.committer.submit(PutSide(BROADCASTS, side.key, side.revision, done, doc.at + KEPT))
+
+
+async def _deliver_to(machinery: Machinery, run_id: str, doc: BroadcastDoc, unreached: list[str]) -> None:
+    try:
+        if doc.match and not _matches(await machinery.load(run_id), doc.match):
+            return
+        await machinery.act(
+            run_id, SignalArrived(signal=doc.signal, payload=doc.payload, id=doc.id, addressed=False)
+        )
+    except (RunNotFound, InvalidState):
+        return
+    except StoreUnavailable:
+        unreached.append(run_id)
+    except StreamlineError as error:
+        machinery.services.report(f"signal {doc.signal!r} does not fit run {run_id}", error)
+
+
+def _matches(run: RunDoc, match: dict[str, Any]) -> bool:
+    return all(_field(run, field) == value for field, value in match.items())
+
+
+def _field(run: RunDoc, field: str) -> object:
+    return getattr(run.origin if hasattr(run.origin, field) else run.head, field)
+
+
+async def sweep_broadcasts(machinery: Machinery) -> None:
+    """Go on with broadcasts whose emitter is gone; drop those that nobody can repeat any more."""
+    services = machinery.services
+    for side in await services.store.sides(BROADCASTS, due_before=services.clock.now(), limit=_AT_ONCE):
+        if _decode(side.body).done:
+            await services.committer.submit(PutSide(BROADCASTS, side.key, side.revision, None))
+        else:
+            await _deliver(machinery, side)

@@ -1,0 +1,221 @@
+"""A handle on one run: what callers do with it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import msgspec
+import trio
+import whenever
+
+from streamline_trio._core import payload
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.durations import instant_of, seconds_of
+from streamline_trio._core.errors import OutputMissing, RunCancelled, RunFailed
+from streamline_trio._core.events import StepStream
+from streamline_trio._core.happenings import (
+    Answered,
+    CancelAsked,
+    PauseAsked,
+    Retried,
+    Rewound,
+    UnpauseAsked,
+    Withdrawn,
+)
+from streamline_trio._core.status import SETTLED
+from streamline_trio._core.step import Step
+from streamline_trio._runtime.driver import LogEntry
+from streamline_trio._runtime.driving import drive
+from streamline_trio._runtime.snapshot import Run
+from streamline_trio._runtime.timeline import TimelineEntry, timeline
+
+if TYPE_CHECKING:
+    from streamline_trio._runtime.machinery import Machinery
+
+T = TypeVar("T")
+
+_NOT_GIVEN: Any = object()
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A line that a handler logged."""
+
+    at: whenever.Instant
+    step: str
+    attempt: int
+    message: str
+    data: dict[str, Any] = {}
+
+
+_decode_log = msgspec.msgpack.Decoder(LogEntry).decode
+
+
+class RunHandle:
+    """One run of one engine. Making a handle reads nothing; every verb works on what is stored."""
+
+    def __init__(self, machinery: Machinery, run_id: str) -> None:
+        self.id = run_id
+        self._machinery = machinery
+
+    def __repr__(self) -> str:
+        return f"<RunHandle {self.id}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RunHandle) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    # --- reading -------------------------------------------------------------------------------------------
+
+    async def get(self) -> Run:
+        """The run as it is stored now. Raises `RunNotFound`. A cancel point."""
+        return await self._machinery.view(await self._machinery.load(self.id))
+
+    async def wait(self, timeout: float | timedelta | None = None) -> Run:
+        """The run, once it has settled. Raises `TimeoutError` after `timeout` seconds. A cancel point."""
+        return await self._machinery.view(await self._settled(timeout))
+
+    async def result(self, timeout: float | timedelta | None = None) -> Any:
+        """The output of the last step that ran, once the run is done.
+
+        Raises `RunFailed` or `RunCancelled`, which carry the run, or `TimeoutError`. A cancel point.
+        """
+        run = await self.wait(timeout)
+        if run.status == "done":
+            return run.output
+        if run.status == "cancelled":
+            reason = f": {run.cancel_reason}" if run.cancel_reason else ""
+            raise RunCancelled(f"run {self.id} was cancelled{reason}", run=run)
+        message = run.error.message if run.error else run.status
+        raise RunFailed(f"run {self.id} of {run.workflow} failed: {message}", run=run)
+
+    @overload
+    async def output(self, step: Step[T]) -> T: ...
+    @overload
+    async def output(self, step: str) -> Any: ...
+    async def output(self, step: Step[Any] | str) -> Any:
+        """A finished step's output, rebuilt in its type; `OutputMissing`. A cancel point."""
+        run = await self._machinery.load(self.id)
+        step_id = step if isinstance(step, str) else step.id
+        doc = run.steps.get(step_id)
+        if doc is None or doc.status != "done" or doc.output is None:
+            raise OutputMissing(f"step {step_id} of run {self.id} has no output", step=step_id)
+        known = step if isinstance(step, Step) else self._known_step(run, step_id)
+        decoder = payload.decoder(Any) if known is None else known.decoder
+        return decoder.decode(doc.output, what=f"the output of step {step_id}")
+
+    async def logs(self) -> list[LogLine]:
+        """The lines that handlers logged, oldest first, at most the workflow's `max_step_logs`."""
+        machinery = self._machinery
+        await machinery.load(self.id)
+        driver = machinery.crew.drivers.get(self.id)
+        if driver is not None:
+            driver.flush_rows()
+            await machinery.services.committer.flushed()
+        store = machinery.services.store
+        rows = await machinery.services.read(lambda: store.rows(self.id, "log"))
+        return [_log_line(_decode_log(row)) for row in rows]
+
+    async def timeline(self) -> list[TimelineEntry]:
+        """What happened when, by which worker and attempt; bounded per step."""
+        return timeline(await self._machinery.load(self.id))
+
+    async def stream(self) -> AsyncIterator[Any]:
+        """The frames that handlers of this run stream, while this process drives it; ends when it settles."""
+        publisher = self._machinery.services.publisher
+        async with publisher.subscribe("step.stream", "workflow.*", run=self.id) as events:
+            if (await self._machinery.load(self.id)).head.status in SETTLED:
+                return
+            async for event in events:
+                if isinstance(event, StepStream):
+                    yield event.frame
+                elif event.name in _SETTLING:
+                    return
+
+    # --- verbs ---------------------------------------------------------------------------------------------
+
+    async def resume(self, payload: Any = _NOT_GIVEN, *, step: str | Step[Any] | None = None) -> None:
+        """Answer the one open wait (of `step`). A human wait needs a payload, which must fit what it returns.
+
+        Raises `InvalidState` when nothing waits or several waits are open, `ValidationError` for a payload that
+        does not fit (the wait stays open). Durable when it returns; a cancel point; atomic.
+        """
+        given = None if payload is _NOT_GIVEN else _encoded(payload, self.id)
+        await self._act(Answered(payload=given, step=_step_id(step)))
+
+    async def withdraw(self, reason: str | None = None, *, step: str | Step[Any] | None = None) -> None:
+        """End the one open human wait without an answer: it raises `WaitWithdrawn` in the handler."""
+        await self._act(Withdrawn(step=_step_id(step), reason=reason))
+
+    async def cancel(self, reason: str | None = None) -> None:
+        """Cancel the run; durable when it returns. No-op on a settled run.
+
+        A run that no living worker holds is settled at once; a running handler is cancelled and the run settles
+        when it has unwound.
+        """
+        await self._act(CancelAsked(reason=reason))
+
+    async def pause(self, reason: str | None = None) -> None:
+        """Let nothing more begin and no wait time out; a handler that runs ends its step. No-op if paused."""
+        await self._act(PauseAsked(reason=reason))
+
+    async def unpause(self) -> None:
+        """Let the run go on; never answers a wait. No-op if it is not paused."""
+        await self._act(UnpauseAsked())
+
+    async def rewind(self, to: str | Step[Any]) -> None:
+        """Reset a step and all after it, and go on from there. `InvalidState`, `StepNotFound`."""
+        await self._act(Rewound(to=to if isinstance(to, str) else to.id))
+
+    async def retry(self) -> None:
+        """Give a failed or dead-lettered run fresh attempts at what failed. `InvalidState` otherwise."""
+        await self._act(Retried())
+
+    async def drive(self) -> Run:
+        """Claim the run and drive it here until it parks or settles; the run as it then is.
+
+        Does nothing with a run that is settled, paused or not due. `InvalidState` when a worker elsewhere holds
+        it. When cancelled it hands the run back.
+        """
+        await drive(self._machinery, self.id)
+        return await self.get()
+
+    async def _act(self, happening: Any) -> RunDoc:
+        return await self._machinery.act(self.id, happening)
+
+    async def _settled(self, timeout: float | timedelta | None) -> RunDoc:
+        machinery = self._machinery
+        driven = self.id in machinery.crew.drivers
+        if timeout is None:
+            return await machinery.watcher.wait(self.id, driven=driven)
+        with trio.move_on_after(seconds_of(timeout, what="timeout")):
+            return await machinery.watcher.wait(self.id, driven=driven)
+        raise TimeoutError(f"run {self.id} timed out: it did not settle within {timeout} s")
+
+    def _known_step(self, run: RunDoc, step_id: str) -> Step[Any] | None:
+        workflow = self._machinery.registry.workflow_for(run)
+        return None if workflow is None else workflow.steps.get(step_id)
+
+
+_SETTLING = frozenset({"workflow.completed", "workflow.failed", "workflow.cancelled"})
+
+
+def _encoded(value: Any, run_id: str) -> bytes:
+    return payload.encode(value, what=f"the answer for run {run_id}")
+
+
+def _step_id(step: str | Step[Any] | None) -> str | None:
+    return step.id if isinstance(step, Step) else step
+
+
+def _log_line(entry: LogEntry) -> LogLine:
+    return LogLine(
+        at=instant_of(entry.at),
+        step=entry.step,
+        attempt=entry.attempt,
+        message=entry.message,
+        data=entry.data,
+    )

@@ -1,0 +1,34 @@
+"""How large a payload may be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamline_trio._core.errors import PayloadTooLarge
+
+if TYPE_CHECKING:
+    from streamline_trio._runtime.driver import Driver
+
+WARN_ABOVE = 1 << 20
+
+
+def check_size(stored: bytes, limit: int | None, driver: Driver, step: str, what: str) -> None:
+    """Raise `PayloadTooLarge` above the limit (bytes, as stored); warn above 1 MiB."""
+    size = len(stored)
+    if limit is not None and size > limit:
+        raise PayloadTooLarge(
+            f"{what} of step {step} in run {driver.run.origin.id} has {size} bytes, more than its"
+            f" max_payload_bytes of {limit}: keep the data elsewhere and return a reference",
+            step=step,
+            run_id=driver.run.origin.id,
+            size=size,
+            limit=limit,
+        )
+    if size > WARN_ABOVE:
+        driver.services.logger.warning(
+            "%s of step %s in run %s has %d bytes: better keep large data elsewhere",
+            what,
+            step,
+            driver.run.origin.id,
+            size,
+        )

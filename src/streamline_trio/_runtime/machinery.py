@@ -1,0 +1,118 @@
+"""All parts of one open engine, wired together."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+import trio
+
+from streamline_trio._core.decide import decide
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.errors import InvalidState, RunNotFound, StoreUnavailable
+from streamline_trio._core.happenings import CancelAsked, Happening, Rewound
+from streamline_trio._core.store import Applied, Failed, KeyTaken, Update
+from streamline_trio._runtime.claimer import Claimer
+from streamline_trio._runtime.committer import Outcome
+from streamline_trio._runtime.crew import Crew
+from streamline_trio._runtime.observer import Observer
+from streamline_trio._runtime.registry import Registry
+from streamline_trio._runtime.services import Services
+from streamline_trio._runtime.snapshot import Run, snapshot
+from streamline_trio._runtime.watcher import Watcher
+from streamline_trio._runtime.worker import Worker
+from streamline_trio._runtime.writer import HolderGone
+
+
+@dataclass(kw_only=True)
+class Machinery:
+    """What the public verbs are made of."""
+
+    services: Services
+    registry: Registry
+    crew: Crew
+    worker: Worker
+    observer: Observer
+    claimer: Claimer
+    watcher: Watcher
+    is_worker: bool
+    crash: Callable[[], Awaitable[None]]
+
+    async def load(self, run_id: str) -> RunDoc:
+        """The run as it is stored now; `RunNotFound`."""
+        store = self.services.store
+        run = await self.services.read(lambda: store.load(run_id))
+        if run is None:
+            raise RunNotFound(f"there is no run {run_id}", run_id=run_id)
+        return run
+
+    async def view(self, run: RunDoc) -> Run:
+        """The public snapshot of a stored run."""
+        plan = await self.services.read(lambda: self.registry.plan_for(run, self.services.store))
+        return snapshot(run, plan, self.registry.workflow_for(run))
+
+    async def act(self, run_id: str, happening: Happening) -> RunDoc:
+        """Let something happen to a run, whoever holds it; the run afterwards.
+
+        Decided on what is stored, committed by compare-and-set, decided again if somebody was faster. A run
+        that is driven here goes through its driver's writer, which reads nothing.
+        """
+        while True:
+            driver = self.crew.drivers.get(run_id)
+            if driver is not None and driver.writer.is_held:
+                try:
+                    return await driver.writer.commit(happening)
+                except HolderGone:
+                    continue
+            run = await self._act_on_stored(run_id, happening)
+            if run is not None:
+                return run
+
+    async def _act_on_stored(self, run_id: str, happening: Happening) -> RunDoc | None:
+        """One try; None if the run changed in between."""
+        services = self.services
+        run = await self.load(run_id)
+        plan = await services.read(lambda: self.registry.plan_for(run, services.store))
+        happening = await self._knowing_the_holder(run, happening)
+        decision = decide(run, happening, plan, services.clock.now(), services.chance.commit_id())
+        if decision.run is run:
+            return run
+        outcomes: list[Outcome] = []
+        told = trio.Event()
+
+        def tell(outcome: Outcome) -> None:
+            outcomes.append(outcome)
+            if isinstance(outcome, Applied):
+                services.committed(decision.run, decision.events)
+            told.set()
+
+        services.committer.post(Update(run, decision.run), tell)
+        await told.wait()
+        return _result(outcomes[0], decision.run)
+
+    async def _knowing_the_holder(self, run: RunDoc, happening: Happening) -> Happening:
+        """Some verbs act at once if the worker that holds the run is dead."""
+        lease = run.head.lease
+        if lease is None or not isinstance(happening, CancelAsked | Rewound):
+            return happening
+        dead = await self.services.read(lambda: self.observer.is_dead(lease.worker))
+        return msgspec.structs.replace(happening, lease_dead=dead)
+
+
+def _result(outcome: Outcome, run: RunDoc) -> RunDoc | None:
+    if isinstance(outcome, Applied):
+        return run
+    if isinstance(outcome, StoreUnavailable):
+        raise StoreUnavailable(str(outcome)) from outcome
+    if isinstance(outcome, Failed):
+        raise outcome.error
+    if isinstance(outcome, KeyTaken):
+        raise InvalidState(
+            f"the idempotency key of run {run.origin.id} has been taken since by run {outcome.holder}",
+            action="take up",
+            status=run.head.status,
+            allowed=(),
+            holder=outcome.holder,
+        )
+    return None

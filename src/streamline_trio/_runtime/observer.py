@@ -1,0 +1,105 @@
+"""Watches the other workers: whoever is gone is marked dead, and its runs become claimable.
+
+Gone is who released its lock (told by the operating system, at once, on one machine), whose beat has not moved
+for a whole lease of its own on *our* monotonic clock, or who is named by leases but has no document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+import trio
+
+from streamline_trio._core.errors import StoreUnavailable
+from streamline_trio._core.store import Applied, PutSide, SideDoc
+from streamline_trio._runtime.services import Services
+from streamline_trio._runtime.worker import WORKERS, WorkerDoc, decode_worker
+
+
+class Observer:
+    """Keeps the set of dead workers whose runs may be taken over."""
+
+    def __init__(self, services: Services, own_id: Callable[[], str | None]) -> None:
+        self._services = services
+        self._own_id = own_id
+        self._seen: dict[str, tuple[int, float]] = {}
+        self.dead: set[str] = set()
+
+    async def look(self, *, holders: bool) -> bool:
+        """One round; True if there is a worker whose runs may be taken over. `holders`: walk the leases too.
+
+        The leases are read first: a worker's document is there before its first lease, so a worker that leases
+        name and that has no document afterwards has ended.
+        """
+        named = await self._services.store.lease_holders() if holders else []
+        live: set[str] = set()
+        async for side in self._sides():
+            if side.key == self._own_id():
+                live.add(side.key)
+            elif await self._is_gone(side):
+                self.dead.add(side.key)
+            else:
+                live.add(side.key)
+        self._seen = {worker: seen for worker, seen in self._seen.items() if worker in live}
+        own = self._own_id()
+        self.dead.update(worker for worker in named if worker not in live and worker != own)
+        return bool(self.dead)
+
+    async def look_at_locks(self) -> bool:
+        """The quick round: only those whose lock says that they are gone."""
+        for worker in list(self._seen):
+            if worker not in self.dead and await self._services.store.worker_gone(worker):
+                return await self.look(holders=False)
+        return bool(self.dead)
+
+    async def is_dead(self, worker: str) -> bool:
+        """Whether the holder of a lease is certainly gone, as the store knows it now."""
+        side = await self._services.store.side(WORKERS, worker)
+        return side is None or decode_worker(side.body).state == "dead"
+
+    async def forget(self, worker: str) -> None:
+        """Nothing is leased to this worker any more: its document goes."""
+        self.dead.discard(worker)
+        side = await self._services.store.side(WORKERS, worker)
+        if side is not None and decode_worker(side.body).state == "dead":
+            await self._services.committer.submit(PutSide(WORKERS, worker, side.revision, None))
+
+    async def _sides(self) -> AsyncIterator[SideDoc]:
+        after = ""
+        while True:
+            page = await self._services.store.sides(WORKERS, after=after)
+            for side in page:
+                yield side
+            if not page:
+                return
+            after = page[-1].key
+
+    async def _is_gone(self, side: SideDoc) -> bool:
+        doc = decode_worker(side.body)
+        if doc.state == "dead":
+            return True
+        if await self._services.store.worker_gone(side.key):
+            return await self._mark_dead(side, doc)
+        return self._is_silent(side, doc) and await self._mark_dead(side, doc)
+
+    def _is_silent(self, side: SideDoc, doc: WorkerDoc) -> bool:
+        """The same beat for a whole lease. An exclusive store has no beats, only locks."""
+        now = trio.current_time()
+        beat, since = self._seen.get(side.key, (-1, now))
+        if beat != side.revision:
+            self._seen[side.key] = (side.revision, now)
+            return False
+        return not self._services.store.exclusive and now - since >= doc.lease
+
+    async def _mark_dead(self, side: SideDoc, doc: WorkerDoc) -> bool:
+        """By compare-and-set: a worker that beats in the meantime lives on."""
+        body = msgspec.msgpack.encode(msgspec.structs.replace(doc, state="dead"))
+        try:
+            verdict = await self._services.committer.submit(PutSide(WORKERS, side.key, side.revision, body))
+        except StoreUnavailable:
+            return False
+        if isinstance(verdict, Applied):
+            self._services.logger.warning("worker %s is gone: its runs are taken over", side.key)
+            return True
+        return False

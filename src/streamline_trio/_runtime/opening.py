@@ -1,0 +1,312 @@
+"""Opening an engine: its nurseries, its services, and how it leaves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import trio
+
+from streamline_trio._core.checking import is_whole
+from streamline_trio._core.definition import Workflow
+from streamline_trio._core.durations import seconds_of
+from streamline_trio._core.errors import StoreUnavailable, ValidationError, leaves_of
+from streamline_trio._core.naming import is_tag
+from streamline_trio._core.store import Hint, Store
+from streamline_trio._runtime.care import Care
+from streamline_trio._runtime.claimer import Claimer
+from streamline_trio._runtime.clock import Chance, Clock, WallClock, virtual_clock
+from streamline_trio._runtime.committer import GroupCommitter
+from streamline_trio._runtime.crew import Crew
+from streamline_trio._runtime.emission import sweep_broadcasts
+from streamline_trio._runtime.engine import Engine
+from streamline_trio._runtime.machinery import Machinery
+from streamline_trio._runtime.observer import Observer
+from streamline_trio._runtime.publisher import Publisher
+from streamline_trio._runtime.registry import Registry
+from streamline_trio._runtime.services import Options, Services
+from streamline_trio._runtime.store_urls import store_from
+from streamline_trio._runtime.watcher import Watcher
+from streamline_trio._runtime.worker import Worker
+
+_UNWIND_WARNING = 5.0
+
+
+@asynccontextmanager
+async def open_engine(
+    store: Store | str,
+    *workflows: Workflow[Any, Any],
+    worker: bool = True,
+    name: str | None = None,
+    max_concurrent_runs: int = 1000,
+    lease: float | timedelta = 15.0,
+    poll_interval: float | timedelta = 1.0,
+    drain_timeout: float | timedelta = 10.0,
+    max_recoveries: int = 5,
+    clock: Clock | None = None,
+    logger: logging.Logger | None = None,
+    chance: Chance | None = None,
+) -> AsyncGenerator[Engine]:
+    """Open an engine on a store; durations in seconds.
+
+    With `worker=True` it drives runs of the given workflows, at most `max_concurrent_runs` at a time. `lease` is
+    how long another worker waits before it takes the runs of one that went silent, `poll_interval` how long
+    what another process wrote may go unseen. Leaving the block drains: nothing further begins, steps that run
+    have `drain_timeout` to end, then they are cancelled and their runs handed back; all tasks have ended when
+    it is left. An exception of the body leaves unchanged. `clock` and `chance` (ids and randomness) are for
+    tests. Raises `DefinitionError`, `ValidationError`, `StoreUnavailable`.
+    """
+    options = Options(
+        name=_checked_name(name),
+        max_concurrent_runs=_whole(max_concurrent_runs, "max_concurrent_runs", 1),
+        lease=_positive(lease, "lease"),
+        poll_interval=_positive(poll_interval, "poll_interval"),
+        drain_timeout=seconds_of(drain_timeout, what="drain_timeout"),
+        max_recoveries=_whole(max_recoveries, "max_recoveries", 0),
+    )
+    opened = store_from(store)
+    life = _Life(
+        opened,
+        Registry(workflows),
+        options,
+        is_worker=worker,
+        clock=clock or virtual_clock.get() or WallClock(),
+        chance=chance or Chance(),
+        logger=logger or logging.getLogger("streamline_trio"),
+    )
+    await opened.open()
+    failure: BaseException | None = None
+    try:
+        try:
+            async with trio.open_nursery() as nursery:
+                engine = await nursery.start(life.run)
+                try:
+                    yield engine
+                except BaseException as error:  # noqa: BLE001 - it goes on unchanged once everything is drained
+                    failure = error
+                with trio.CancelScope(shield=True):
+                    await life.leave()
+        except BaseExceptionGroup as group:
+            raise _only(group) from None
+    finally:
+        with trio.CancelScope(shield=True):
+            await opened.aclose()
+    if failure is not None:
+        raise failure
+
+
+def _only(group: BaseException) -> BaseException:
+    """The one error in a group, or the group."""
+    leaves = list(leaves_of(group))
+    return leaves[0] if len(leaves) == 1 else group
+
+
+class _Life:
+    """One engine from opening to leaving. Its services outlive the body, whatever cancels that."""
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        options: Options,
+        *,
+        is_worker: bool,
+        clock: Clock,
+        chance: Chance,
+        logger: logging.Logger,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._options = options
+        self._is_worker = is_worker
+        self._clock = clock
+        self._chance = chance
+        self._logger = logger
+        self._scope = trio.CancelScope()
+        self._claiming = trio.CancelScope()
+        self._finished = trio.Event()
+        self._machinery: Machinery | None = None
+
+    async def run(self, task_status: trio.TaskStatus[Engine]) -> None:
+        """The service task: started once the engine can be used, ends when `leave` says so."""
+        unwatch: Callable[[], None] | None = None
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    machinery = self._build(nursery)
+                    unwatch = self._store.watch(self._hinted)
+                    nursery.start_soon(machinery.services.committer.run)
+                    await self._prepare(machinery)
+                    self._serve(nursery, machinery)
+                    self._machinery = machinery
+                    self._scope.shield = True
+                    task_status.started(Engine(machinery))
+        finally:
+            if unwatch is not None:
+                unwatch()
+            self._finished.set()
+
+    def _build(self, nursery: trio.Nursery) -> Machinery:
+        committer = GroupCommitter(self._store, self._chance, patience=self._options.lease, logger=self._logger)
+        publisher = Publisher(self._logger, nursery.start_soon)
+        services = Services(
+            store=self._store,
+            clock=self._clock,
+            chance=self._chance,
+            options=self._options,
+            logger=self._logger,
+            nursery=nursery,
+            token=trio.lowlevel.current_trio_token(),
+            committer=committer,
+            publisher=publisher,
+            settled=lambda run: watcher.settled(run),  # noqa: PLW0108 - made below
+            due=lambda due_at: claimer.notify(due_at),  # noqa: PLW0108 - made below
+        )
+        watcher = Watcher(services)
+        crew = Crew(
+            services, capacity=self._options.max_concurrent_runs, ended=lambda: self._ended(observer, claimer)
+        )
+        worker = Worker(
+            services,
+            routes=lambda: self._registry.routes if self._is_worker else (),
+            running=lambda: len(crew.drivers),
+            lost=lambda: crew.each(lambda driver: driver.abort("lost")),
+        )
+        observer = Observer(services, lambda: worker.id)
+        claimer = Claimer(services, self._registry, crew, worker, observer)
+        return Machinery(
+            services=services,
+            registry=self._registry,
+            crew=crew,
+            worker=worker,
+            observer=observer,
+            claimer=claimer,
+            watcher=watcher,
+            is_worker=self._is_worker,
+            crash=self._crash,
+        )
+
+    @staticmethod
+    def _ended(observer: Observer, claimer: Claimer) -> None:
+        """A driver ended: runs of dead workers that had to wait for it may be taken now."""
+        if observer.dead:
+            claimer.wake()
+
+    async def _prepare(self, machinery: Machinery) -> None:
+        await self._registry.publish(self._store)
+        if self._is_worker:
+            await machinery.worker.enlist()
+            await machinery.observer.look(holders=True)
+            await sweep_broadcasts(machinery)
+
+    def _serve(self, nursery: trio.Nursery, machinery: Machinery) -> None:
+        if not self._store.exclusive:
+            nursery.start_soon(machinery.worker.keep_alive)
+            nursery.start_soon(machinery.watcher.run)
+            nursery.start_soon(Care(machinery).run)
+        if self._is_worker:
+            nursery.start_soon(self._claim, machinery.claimer)
+        nursery.start_soon(trio.sleep_forever)
+
+    async def _claim(self, claimer: Claimer) -> None:
+        with self._claiming:
+            await claimer.run()
+
+    def _hinted(self, hint: Hint) -> None:
+        """The store tells of a write, perhaps by another engine."""
+        machinery = self._machinery
+        if machinery is None:
+            return
+        if hint.due_at is not None:
+            machinery.claimer.notify(hint.due_at)
+        if hint.settled and hint.run_id not in machinery.crew.drivers:
+            machinery.watcher.hinted(hint.run_id)
+        if hint.worker is None:
+            return
+        if hint.worker == machinery.worker.id:
+            driver = machinery.crew.drivers.get(hint.run_id)
+            if driver is not None:
+                driver.writer.refresh()
+        elif not hint.run_id and self._is_worker:
+            machinery.services.spawn(self._look)
+
+    async def _look(self) -> None:
+        """A worker's lock was released: it may have left runs behind."""
+        machinery = self._machinery
+        assert machinery is not None
+        try:
+            if await machinery.observer.look(holders=True):
+                machinery.claimer.wake()
+        except StoreUnavailable as error:
+            self._logger.warning("cannot look after other workers: %s", error)
+
+    async def _crash(self) -> None:
+        """For tests: end every task without a word, as if the process had died; its lock goes with it."""
+        machinery = self._machinery
+        assert machinery is not None
+        self._scope.cancel()
+        with trio.CancelScope(shield=True):
+            await self._finished.wait()
+            if machinery.worker.id is not None:
+                await self._store.drop_worker(machinery.worker.id)
+
+    # --- leaving -------------------------------------------------------------------------------------------
+
+    async def leave(self) -> None:
+        """Drain, hand back what is left, sign off, end every task."""
+        machinery = self._machinery
+        if machinery is not None and not self._finished.is_set():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_when_finished, nursery.cancel_scope)
+                await self._drain(machinery)
+                await machinery.services.committer.flushed()
+                await machinery.worker.discharge()
+                nursery.cancel_scope.cancel()
+            machinery.services.publisher.close()
+        self._scope.cancel()
+        await self._finished.wait()
+
+    async def _cancel_when_finished(self, scope: trio.CancelScope) -> None:
+        """If the services die while we drain, there is nothing left to wait for."""
+        await self._finished.wait()
+        scope.cancel()
+
+    async def _drain(self, machinery: Machinery) -> None:
+        crew = machinery.crew
+        self._claiming.cancel()
+        crew.closed = True
+        crew.each(lambda driver: driver.leave())
+        with trio.move_on_after(self._options.drain_timeout):
+            await crew.wait_empty()
+        crew.each(lambda driver: driver.abort("leave"))
+        while crew.drivers:
+            with trio.move_on_after(_UNWIND_WARNING):
+                await crew.wait_empty()
+            for run_id, driver in crew.drivers.items():
+                self._logger.warning(
+                    "step %s of run %s does not unwind: its handler ignores cancellation",
+                    driver.run.head.current_step,
+                    run_id,
+                )
+
+
+def _checked_name(name: str | None) -> str | None:
+    if name is not None and not is_tag(name):
+        raise ValidationError(f"name is a short printable text, not {name!r}")
+    return name
+
+
+def _positive(value: float | timedelta, what: str) -> float:
+    seconds = seconds_of(value, what=what)
+    if seconds <= 0:
+        raise ValidationError(f"{what} must be positive, not {value!r}")
+    return seconds
+
+
+def _whole(value: int, what: str, least: int) -> int:
+    if not is_whole(value, least):
+        raise ValidationError(f"{what} is a whole number of at least {least}, not {value!r}")
+    return value

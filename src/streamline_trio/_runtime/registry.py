@@ -1,0 +1,92 @@
+"""The workflows an engine has, and the plans of those it only knows from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from streamline_trio._core.checking import is_a
+from streamline_trio._core.definition import Workflow
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.errors import DefinitionError, WorkflowNotFound
+from streamline_trio._core.plan import Plan
+from streamline_trio._core.store import PutSide, Route, Store
+
+DEFINITIONS = "definition"
+
+_decode_plan = msgspec.msgpack.Decoder(Plan).decode
+
+
+class Registry:
+    """Workflows by (id, version); plans of others by fingerprint, read once and kept."""
+
+    def __init__(self, workflows: Iterable[Workflow[Any, Any]]) -> None:
+        self._workflows: dict[tuple[str, str], Workflow[Any, Any]] = {}
+        self._plans: dict[tuple[str, str, str], Plan] = {}
+        for workflow in workflows:
+            self._add(workflow)
+        self.routes = tuple(Route(workflow, version) for workflow, version in self._workflows)
+
+    def _add(self, workflow: Workflow[Any, Any]) -> None:
+        if not is_a(workflow, Workflow):
+            raise DefinitionError(f"open_engine takes workflows, not {workflow!r}")
+        key = workflow.id, workflow.version
+        if self._workflows.get(key, workflow) is not workflow:
+            raise DefinitionError(
+                f"workflow {workflow.id!r} is given twice in version {workflow.version}", workflow=workflow.id
+            )
+        workflow.seal()
+        self._workflows[key] = workflow
+
+    def workflow_for(self, run: RunDoc) -> Workflow[Any, Any] | None:
+        """The definition this run is pinned to, if the engine has it."""
+        return self._workflows.get((run.origin.workflow, run.head.version))
+
+    def resolve(self, workflow: Workflow[Any, Any] | str) -> Workflow[Any, Any]:
+        """The workflow meant by a handle or an id (of several versions the one given last)."""
+        if isinstance(workflow, Workflow):
+            known = self._workflows.get((workflow.id, workflow.version))
+            if known is workflow:
+                return workflow
+            raise WorkflowNotFound(f"this engine was not given workflow {workflow.id!r} {workflow.version}")
+        found = [known for (id_, _), known in self._workflows.items() if id_ == workflow]
+        if not found:
+            raise WorkflowNotFound(f"this engine has no workflow {workflow!r}", workflow=workflow)
+        return found[-1]
+
+    async def publish(self, store: Store) -> None:
+        """Store each definition once, for processes that do not have its code."""
+        writes = [
+            PutSide(DEFINITIONS, _key(plan.workflow, plan.version, plan.fingerprint), None, _encode(plan))
+            for plan in (workflow.plan for workflow in self._workflows.values())
+        ]
+        missing = [write for write in writes if await store.side(DEFINITIONS, write.key) is None]
+        if missing:
+            await store.write(missing)
+
+    async def plan_for(self, run: RunDoc, store: Store) -> Plan:
+        """The plan the run is pinned to: the engine's own, or the stored one."""
+        workflow = self.workflow_for(run)
+        if workflow is not None:
+            return workflow.plan
+        key = run.origin.workflow, run.head.version, run.head.fingerprint
+        if key not in self._plans:
+            side = await store.side(DEFINITIONS, _key(*key))
+            if side is None:
+                raise WorkflowNotFound(
+                    f"no definition of workflow {key[0]!r} {key[1]} is stored",
+                    workflow=key[0],
+                    version=key[1],
+                )
+            self._plans[key] = _decode_plan(side.body)
+        return self._plans[key]
+
+
+def _key(workflow: str, version: str, fingerprint: str) -> str:
+    return f"{workflow}/{version}/{fingerprint}"
+
+
+def _encode(plan: Plan) -> bytes:
+    return msgspec.msgpack.encode(plan)

@@ -1,0 +1,92 @@
+"""What the parts of one engine share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import trio
+
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.errors import StoreUnavailable
+from streamline_trio._core.events import EngineError, Event
+from streamline_trio._core.status import SETTLED
+from streamline_trio._core.store import Store
+from streamline_trio._runtime.clock import Chance, Clock
+from streamline_trio._runtime.committer import GroupCommitter
+from streamline_trio._runtime.publisher import Publisher
+
+T = TypeVar("T")
+
+_FIRST_PAUSE = 0.02
+_LONGEST_PAUSE = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How an engine was opened; durations in seconds."""
+
+    name: str | None
+    max_concurrent_runs: int
+    lease: float
+    poll_interval: float
+    drain_timeout: float
+    max_recoveries: int
+
+
+@dataclass(kw_only=True)
+class Services:
+    """The store, the clock and the channels between the parts of one engine."""
+
+    store: Store
+    clock: Clock
+    chance: Chance
+    options: Options
+    logger: logging.Logger
+    nursery: trio.Nursery
+    token: trio.lowlevel.TrioToken
+    committer: GroupCommitter
+    publisher: Publisher
+    settled: Callable[[RunDoc], None]
+    due: Callable[[int], None]
+
+    def spawn(self, task: Callable[[], Awaitable[Any]]) -> None:
+        """Run a task for as long as the engine is open."""
+        self.nursery.start_soon(task)
+
+    def committed(self, run: RunDoc, events: Sequence[Event]) -> None:
+        """A commit of ours was applied: tell whoever waits for what it made true."""
+        self.publisher.publish(events)
+        head = run.head
+        if head.due_at is not None:
+            self.due(head.due_at)
+        elif head.status in SETTLED:
+            self.settled(run)
+
+    async def read(self, fetch: Callable[[], Awaitable[T]]) -> T:
+        """Read from the store, again if it is unavailable, for at most one lease."""
+        pause, deadline = _FIRST_PAUSE, trio.current_time() + self.options.lease
+        while True:
+            try:
+                return await fetch()
+            except StoreUnavailable:
+                if trio.current_time() + pause > deadline:
+                    raise
+                await trio.sleep(pause * (0.5 + self.chance.roll()))
+                pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def report(self, context: str, error: BaseException, run: RunDoc | None = None) -> None:
+        """Something went wrong that no caller is told of."""
+        self.logger.error("%s: %r", context, error, exc_info=error)
+        origin = None if run is None else run.origin
+        event = EngineError(
+            run_id="" if origin is None else origin.id,
+            workflow="" if origin is None else origin.workflow,
+            tenant=None if origin is None else origin.tenant,
+            at=self.clock.now(),
+            context=context,
+            error=repr(error),
+        )
+        self.publisher.publish((event,))

@@ -1,0 +1,236 @@
+"""What callers see of a stored run: plain frozen structs with decoded values and real instants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import whenever
+
+from streamline_trio._core import payload
+from streamline_trio._core.definition import Workflow
+from streamline_trio._core.documents import ErrorDoc, Lease, Parent, Record, RunDoc, StepDoc
+from streamline_trio._core.durations import instant_of
+from streamline_trio._core.plan import Plan
+from streamline_trio._core.status import RunStatus, StepStatus
+
+
+class RunError(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a step or run failed: `code` is one of ours, or the exception's own."""
+
+    code: str
+    message: str
+    type: str = ""
+    step: str | None = None
+    traceback: str | None = None
+
+
+class WaitState(msgspec.Struct, frozen=True, kw_only=True):
+    """An open wait of a step: for a timer, a person (`human`) or a signal."""
+
+    kind: str
+    opened_at: whenever.Instant
+    due_at: whenever.Instant | None = None
+    name: str = ""
+    reason: str = ""
+    signal: str = ""
+    meta: dict[str, Any] = {}
+
+
+class ScheduledStart(msgspec.Struct, frozen=True, kw_only=True):
+    """When the run was to start, and what the zone's rules made of a local time."""
+
+    at: whenever.Instant
+    local: str = ""
+    zone: str = ""
+    gap: bool = False
+    fold: bool = False
+
+
+class StepState(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of a run. `duration` is in seconds; `wait` is the first open wait."""
+
+    id: str
+    status: StepStatus
+    attempts: int = 0
+    started_at: whenever.Instant | None = None
+    ended_at: whenever.Instant | None = None
+    duration: float | None = None
+    output: Any = None
+    error: RunError | None = None
+    wait: WaitState | None = None
+    retry_at: whenever.Instant | None = None
+    checkpoints: dict[str, Any] = {}
+    history: tuple[Any, ...] = ()
+    pinned: int | None = None
+    compensation: Any = None
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """A run, as it was stored when it was read. `steps` holds every step of the definition, in order."""
+
+    id: str
+    workflow: str
+    version: str
+    status: RunStatus
+    steps: dict[str, StepState]
+    current_step: str | None
+    input: Any
+    state: Any
+    output: Any
+    error: RunError | None
+    created_at: whenever.Instant
+    updated_at: whenever.Instant
+    started_at: whenever.Instant | None
+    ended_at: whenever.Instant | None
+    due_at: whenever.Instant | None
+    scheduled: ScheduledStart | None
+    paused: bool
+    priority: int
+    tenant: str | None
+    user: str | None
+    tags: tuple[str, ...]
+    meta: dict[str, Any]
+    idempotency_key: str | None
+    parent: Parent | None
+    lease: Lease | None
+    fence: int
+    revision: int
+    recoveries: int
+    cancel_requested: bool
+    cancel_reason: str | None
+    compensation: Any = None
+
+
+_plain = payload.decoder(Any)
+
+
+def snapshot(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None) -> Run:
+    """The public view; values in their declared types if the definition is at hand, else plain data."""
+    origin, head = run.origin, run.head
+    steps = _steps(run, plan, workflow)
+    return Run(
+        id=origin.id,
+        workflow=origin.workflow,
+        version=head.version,
+        status=head.status,
+        steps=steps,
+        current_step=head.current_step,
+        input=(_plain if workflow is None else workflow.input_decoder).decode(origin.input, what="input"),
+        state=(_plain if workflow is None else workflow.state_decoder(origin.input)).decode(
+            run.state, what="state"
+        ),
+        output=_output(run, steps),
+        error=_error(head.error),
+        created_at=instant_of(origin.created_at),
+        updated_at=instant_of(head.updated_at),
+        started_at=_instant(head.started_at),
+        ended_at=_instant(head.ended_at),
+        due_at=_instant(head.due_at),
+        scheduled=_scheduled(run),
+        paused=head.paused,
+        priority=origin.priority,
+        tenant=origin.tenant,
+        user=origin.user,
+        tags=origin.tags,
+        meta={} if origin.meta is None else msgspec.msgpack.decode(origin.meta),
+        idempotency_key=origin.idempotency_key,
+        parent=origin.parent,
+        lease=head.lease,
+        fence=head.fence,
+        revision=head.revision,
+        recoveries=head.recoveries,
+        cancel_requested=head.cancel_requested,
+        cancel_reason=head.cancel_reason,
+    )
+
+
+def _output(run: RunDoc, steps: dict[str, StepState]) -> Any:
+    """The output of the last step that ran, once the run is done."""
+    if run.head.status != "done" or run.head.output_step is None:
+        return None
+    step = steps.get(run.head.output_step)
+    return None if step is None else step.output
+
+
+def _steps(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None) -> dict[str, StepState]:
+    order = list(run.steps) if plan is None else [step.id for step in plan.steps]
+    order += [step_id for step_id in run.steps if step_id not in set(order)]
+    return {step_id: _step(step_id, run, workflow) for step_id in order}
+
+
+def _step(step_id: str, run: RunDoc, workflow: Workflow[Any, Any] | None) -> StepState:
+    doc = run.steps.get(step_id)
+    if doc is None:
+        return StepState(id=step_id, status="pending")
+    step = None if workflow is None else workflow.steps.get(step_id)
+    decoder = _plain if step is None else step.decoder
+    return StepState(
+        id=step_id,
+        status=doc.status,
+        attempts=doc.attempts,
+        started_at=_instant(doc.started_at),
+        ended_at=_instant(doc.ended_at),
+        duration=_duration(doc),
+        output=None if doc.output is None else decoder.decode(doc.output, what=f"output of {step_id}"),
+        error=_error(doc.error),
+        wait=_wait(run) if step_id == run.head.current_step else None,
+        retry_at=_instant(doc.retry_at),
+        checkpoints=_checkpoints(step_id, run),
+    )
+
+
+def _checkpoints(step_id: str, run: RunDoc) -> dict[str, Any]:
+    prefix = step_id + "/"
+    return {
+        key.removeprefix(prefix): _plain.decode(value, what="checkpoint")
+        for key, value in run.checkpoints.items()
+        if key.startswith(prefix)
+    }
+
+
+def _wait(run: RunDoc) -> WaitState | None:
+    waits = sorted((record for record in run.records.values() if record.is_open), key=_age)
+    return wait_state(waits[0]) if waits else None
+
+
+def _age(record: Record) -> tuple[int, int]:
+    return record.opened_at, record.place
+
+
+def wait_state(record: Record) -> WaitState:
+    """The public view of an open wait."""
+    return WaitState(
+        kind=record.kind,
+        opened_at=instant_of(record.opened_at),
+        due_at=_instant(record.due_at),
+        name=record.name,
+        reason=record.reason,
+        signal=record.signal,
+        meta={} if record.meta is None else msgspec.msgpack.decode(record.meta),
+    )
+
+
+def _duration(doc: StepDoc) -> float | None:
+    if doc.started_at is None or doc.ended_at is None:
+        return None
+    return (doc.ended_at - doc.started_at) / 1000
+
+
+def _error(error: ErrorDoc | None) -> RunError | None:
+    if error is None:
+        return None
+    return RunError(
+        code=error.code, message=error.message, type=error.type, step=error.step, traceback=error.traceback
+    )
+
+
+def _scheduled(run: RunDoc) -> ScheduledStart | None:
+    told = run.origin.scheduled
+    if told is None:
+        return None
+    return ScheduledStart(at=instant_of(told.at), local=told.local, zone=told.zone, gap=told.gap, fold=told.fold)
+
+
+def _instant(millis: int | None) -> whenever.Instant | None:
+    return None if millis is None else instant_of(millis)

@@ -1,0 +1,178 @@
+"""Starting a run: one insert, which already begins the first step if there is a worker with a free place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+import trio
+import whenever
+
+from streamline_trio._core import payload
+from streamline_trio._core.checking import is_mapping, is_text, is_whole
+from streamline_trio._core.decide import Decision, StartRequest, admit
+from streamline_trio._core.definition import Workflow
+from streamline_trio._core.documents import Origin, RunDoc, Scheduled, unique_key
+from streamline_trio._core.durations import instant_millis, seconds_of, to_millis
+from streamline_trio._core.errors import InvalidState, StoreUnavailable, ValidationError
+from streamline_trio._core.naming import TAG_RULE, is_tag
+from streamline_trio._core.store import Applied, Failed, Insert, KeyTaken
+from streamline_trio._runtime.committer import Outcome
+from streamline_trio._runtime.machinery import Machinery
+
+_MAX_KEY = 500
+_MAX_RUN_ID = 200
+_MAX_PRIORITY = 100
+
+
+class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be said beside the workflow and its input."""
+
+    idempotency_key: str | None = None
+    priority: int = 0
+    delay: float | timedelta | None = None
+    run_at: datetime | whenever.Instant | whenever.ZonedDateTime | None = None
+    user: str | None = None
+    tags: Sequence[str] = ()
+    meta: Mapping[str, Any] | None = None
+    run_id: str | None = None
+
+
+async def start(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, options: StartOptions) -> str:
+    """The id of the new run, or of the active one that holds the same key."""
+    request = _request(machinery, workflow, value, options)
+    while True:
+        outcome = await _insert(machinery, workflow, request)
+        if isinstance(outcome, Applied):
+            return request.origin.id
+        if isinstance(outcome, KeyTaken):
+            return outcome.holder
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        if isinstance(outcome, StoreUnavailable):
+            raise StoreUnavailable(f"run {request.origin.id} may or may not have started") from outcome
+        found = await _why_refused(machinery, request)
+        if found is not None:
+            return found
+
+
+async def _why_refused(machinery: Machinery, request: StartRequest) -> str | None:
+    """The id exists: ours after all, somebody's key, or a clash; None: it is gone again."""
+    store, origin = machinery.services.store, request.origin
+    if origin.idempotency_key is not None:
+        key = unique_key(origin.tenant, origin.workflow, origin.idempotency_key)
+        holder = await machinery.services.read(lambda: store.by_active_key(key))
+        if holder is not None:
+            return holder.origin.id
+    stored = await machinery.services.read(lambda: store.load(origin.id))
+    if stored is None:
+        return None
+    if stored.origin.start_id == origin.start_id:
+        return origin.id
+    raise InvalidState(
+        f"cannot start run {origin.id}: the id is in use",
+        action="start",
+        status=stored.head.status,
+        allowed=(),
+        run_id=origin.id,
+    )
+
+
+async def _insert(machinery: Machinery, workflow: Workflow[Any, Any], request: StartRequest) -> Outcome:
+    """Insert the run; the committer, not the caller, sees to it that it is driven once it is stored."""
+    services = machinery.services
+    worker = await _worker_for(machinery, request)
+    decision = admit(request, workflow.plan, services.clock.now(), worker)
+    outcomes: list[Outcome] = []
+    told = trio.Event()
+
+    def tell(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        _inserted(machinery, workflow, decision, outcome, reserved=worker is not None)
+        told.set()
+
+    services.committer.post(Insert(decision.run), tell)
+    await told.wait()
+    return outcomes[0]
+
+
+async def _worker_for(machinery: Machinery, request: StartRequest) -> str | None:
+    """Our worker's id with a place reserved, if the run may begin here and now."""
+    await trio.lowlevel.checkpoint()
+    worker = machinery.worker.id
+    if not machinery.is_worker or request.start_at is not None or worker is None:
+        return None
+    return worker if machinery.crew.try_reserve(request.origin.id) else None
+
+
+def _inserted(
+    machinery: Machinery,
+    workflow: Workflow[Any, Any],
+    decision: Decision,
+    outcome: Outcome,
+    *,
+    reserved: bool,
+) -> None:
+    run: RunDoc = decision.run
+    if isinstance(outcome, Applied):
+        machinery.services.committed(run, decision.events)
+        if reserved:
+            machinery.crew.drive(run, workflow)
+    elif reserved:
+        machinery.crew.cancel_reservation(run.origin.id)
+
+
+def _request(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, options: StartOptions) -> StartRequest:
+    """Everything is checked before anything is written."""
+    chance, now = machinery.services.chance, machinery.services.clock.now()
+    _check(workflow, options)
+    stored = workflow.input_payload(value)
+    start_at = _start_at(options, now)
+    origin = Origin(
+        id=options.run_id or chance.run_id(now),
+        workflow=workflow.id,
+        start_id=chance.commit_id(),
+        created_at=now,
+        input=stored,
+        priority=options.priority,
+        user=options.user,
+        tags=tuple(dict.fromkeys((*workflow.tags, *options.tags))),
+        meta=None if not options.meta else payload.encode(dict(options.meta), what="meta"),
+        idempotency_key=options.idempotency_key,
+        scheduled=None if start_at is None else Scheduled(at=start_at),
+    )
+    return StartRequest(
+        origin=origin,
+        state=workflow.initial_state(stored),
+        start_at=start_at if start_at is not None and start_at > now else None,
+    )
+
+
+def _start_at(options: StartOptions, now: int) -> int | None:
+    if options.delay is not None:
+        return now + to_millis(seconds_of(options.delay, what="delay"))
+    if options.run_at is not None:
+        return instant_millis(options.run_at, what="run_at")
+    return None
+
+
+def _check(workflow: Workflow[Any, Any], options: StartOptions) -> None:
+    where = f"start of {workflow.id}"
+    if options.delay is not None and options.run_at is not None:
+        raise ValidationError(f"{where}: delay and run_at exclude each other")
+    if not is_whole(options.priority, -_MAX_PRIORITY, _MAX_PRIORITY):
+        raise ValidationError(f"{where}: priority is a whole number from -100 to 100, not {options.priority!r}")
+    _check_text(options.idempotency_key, f"{where}: idempotency_key", _MAX_KEY)
+    _check_text(options.run_id, f"{where}: run_id", _MAX_RUN_ID)
+    _check_text(options.user, f"{where}: user", _MAX_KEY)
+    if isinstance(options.tags, str) or not all(is_tag(tag) for tag in options.tags):
+        raise ValidationError(f"{where}: tags are texts of {TAG_RULE}, not {options.tags!r}")
+    if options.meta is not None and not is_mapping(options.meta):
+        raise ValidationError(f"{where}: meta is a mapping, not {options.meta!r}")
+
+
+def _check_text(value: str | None, what: str, longest: int) -> None:
+    if value is not None and not is_text(value, longest):
+        raise ValidationError(f"{what} has 1 to {longest} characters, not {value!r}")

@@ -1,0 +1,122 @@
+"""What an engine tells of the whole store and of itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import whenever
+
+from streamline_trio._core.durations import instant_of
+from streamline_trio._core.status import RunStatus
+from streamline_trio._core.store import Route, SideDoc
+from streamline_trio._runtime.worker import WORKERS, WorkerDoc, decode_worker
+
+if TYPE_CHECKING:
+    from streamline_trio._runtime.machinery import Machinery
+
+
+class Unclaimable(msgspec.Struct, frozen=True, kw_only=True):
+    """Due runs of a workflow version that no live worker has."""
+
+    workflow: str
+    version: str
+    runs: int
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """`queue_depth` runs are due, the oldest for `due_lag` seconds. The last four are of this engine alone."""
+
+    queue_depth: int
+    due_lag: float
+    by_status: dict[RunStatus, int]
+    running: int
+    waiting: int
+    unclaimable: tuple[Unclaimable, ...]
+    driving: int
+    commits: int
+    batches: int
+    abandoned_threads: int
+    slots: dict[str, int] = {}
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker that lives. `loop_lag` is by how many seconds its last beat was late."""
+
+    id: str
+    name: str | None
+    versions: dict[str, tuple[str, ...]]
+    capacity: int
+    running: int
+    loop_lag: float
+    started_at: whenever.Instant
+    beat_at: whenever.Instant
+    host: str
+    pid: int
+
+
+async def gather_stats(machinery: Machinery) -> Stats:
+    """Counts from the store, and this engine's own."""
+    services = machinery.services
+    now = services.clock.now()
+    tally = await services.read(lambda: services.store.tally(now))
+    routes = {route for doc in (await live_workers(machinery)).values() for route in doc.routes}
+    return Stats(
+        queue_depth=tally.due,
+        due_lag=0.0 if tally.oldest_due is None else max(now - tally.oldest_due, 0) / 1000,
+        by_status=tally.by_status,
+        running=tally.by_status.get("running", 0),
+        waiting=tally.by_status.get("waiting", 0),
+        unclaimable=_unclaimable(tally.due_by_route, routes),
+        driving=len(machinery.crew.drivers),
+        commits=services.committer.commits,
+        batches=services.committer.batches,
+        abandoned_threads=machinery.crew.threads.abandoned,
+    )
+
+
+def _unclaimable(due: dict[Route, int], routes: set[Route]) -> tuple[Unclaimable, ...]:
+    return tuple(
+        Unclaimable(workflow=route.workflow, version=route.version, runs=runs)
+        for route, runs in sorted(due.items(), key=lambda item: (item[0].workflow, item[0].version))
+        if route not in routes
+    )
+
+
+async def live_workers(machinery: Machinery) -> dict[str, WorkerDoc]:
+    """The documents of all workers that are not marked dead."""
+    store = machinery.services.store
+    live: dict[str, WorkerDoc] = {}
+    page: list[SideDoc] = []
+    while True:
+        after = page[-1].key if page else ""
+        page = await machinery.services.read(lambda after=after: store.sides(WORKERS, after=after))  # type: ignore[misc]  # a lambda with a default
+        if not page:
+            return live
+        for side in page:
+            doc = decode_worker(side.body)
+            if doc.state == "live":
+                live[side.key] = doc
+
+
+async def list_workers(machinery: Machinery) -> list[WorkerInfo]:
+    """The live workers, by id."""
+    return [_info(worker, doc) for worker, doc in sorted((await live_workers(machinery)).items())]
+
+
+def _info(worker: str, doc: WorkerDoc) -> WorkerInfo:
+    versions: dict[str, tuple[str, ...]] = {}
+    for route in doc.routes:
+        versions[route.workflow] = (*versions.get(route.workflow, ()), route.version)
+    return WorkerInfo(
+        id=worker,
+        name=doc.name,
+        versions=versions,
+        capacity=doc.capacity,
+        running=doc.running,
+        loop_lag=doc.loop_lag,
+        started_at=instant_of(doc.started_at),
+        beat_at=instant_of(doc.beat_at),
+        host=doc.host,
+        pid=doc.pid,
+    )

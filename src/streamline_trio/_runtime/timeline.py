@@ -1,0 +1,116 @@
+"""What happened to a run, when, by which worker and in which attempt: told from the stored run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import whenever
+
+from streamline_trio._core.documents import RunDoc, StepDoc
+from streamline_trio._core.durations import instant_of
+from streamline_trio._core.status import SETTLED
+
+EntryKind = Literal[
+    "created",
+    "started",
+    "attempt",
+    "failed",
+    "crashed",
+    "waited",
+    "waiting",
+    "retrying",
+    "done",
+    "skipped",
+    "settled",
+]
+
+
+class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened; `ended_at` is None for what lasts or has no length."""
+
+    at: whenever.Instant
+    kind: EntryKind
+    ended_at: whenever.Instant | None = None
+    step: str | None = None
+    attempt: int | None = None
+    worker: str | None = None
+    detail: str = ""
+
+
+def timeline(run: RunDoc) -> list[TimelineEntry]:
+    """In order of time; bounded: of each step the last tries and waits are known."""
+    head = run.head
+    entries = [_entry(run.origin.created_at, "created")]
+    if head.started_at is not None:
+        entries.append(_entry(head.started_at, "started"))
+    for step_id, step in run.steps.items():
+        entries.extend(_of_step(step_id, step))
+    for record in run.records.values():
+        if record.is_open:
+            what = record.signal or record.name or record.reason or record.kind
+            entries.append(_entry(record.opened_at, "waiting", step=head.current_step, detail=what))
+    if head.status in SETTLED and head.ended_at is not None:
+        entries.append(_entry(head.ended_at, "settled", detail=head.status))
+    return sorted(entries, key=lambda entry: entry.at.timestamp(unit="nanosecond"))
+
+
+def _of_step(step_id: str, step: StepDoc) -> list[TimelineEntry]:
+    entries = [
+        _entry(
+            tried.started_at,
+            tried.outcome,
+            ended_at=tried.ended_at,
+            step=step_id,
+            attempt=tried.attempt,
+            worker=tried.worker,
+            detail=tried.message,
+        )
+        for tried in step.tries
+    ]
+    entries += [
+        _entry(
+            wait.opened_at,
+            "waited",
+            ended_at=wait.resolved_at,
+            step=step_id,
+            detail=f"{wait.name}: {wait.outcome}",
+        )
+        for wait in step.waits
+    ]
+    if step.started_at is not None and step.status in {"running", "waiting", "done", "skipped"}:
+        kind: EntryKind = "done" if step.status == "done" else "attempt"
+        entries.append(
+            _entry(
+                step.started_at,
+                "skipped" if step.status == "skipped" else kind,
+                ended_at=step.ended_at,
+                step=step_id,
+                attempt=step.attempts,
+                worker=step.worker,
+            )
+        )
+    if step.retry_at is not None:
+        entries.append(_entry(step.retry_at, "retrying", step=step_id, attempt=step.attempts + 1))
+    return entries
+
+
+def _entry(
+    at: int,
+    kind: EntryKind,
+    *,
+    ended_at: int | None = None,
+    step: str | None = None,
+    attempt: int | None = None,
+    worker: str | None = None,
+    detail: str = "",
+) -> TimelineEntry:
+    return TimelineEntry(
+        at=instant_of(at),
+        kind=kind,
+        ended_at=None if ended_at is None else instant_of(ended_at),
+        step=step,
+        attempt=attempt,
+        worker=worker,
+        detail=detail,
+    )

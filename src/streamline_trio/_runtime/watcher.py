@@ -1,0 +1,109 @@
+"""Callers that wait for runs to settle share one watcher per engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import trio
+
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.errors import RunNotFound, StoreUnavailable
+from streamline_trio._core.status import SETTLED
+from streamline_trio._runtime.services import Services
+
+_READ_AT_ONCE = 200
+
+
+class _Watch:
+    """One run that somebody waits for."""
+
+    __slots__ = ("event", "missing", "settled", "waiters")
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+        self.settled: RunDoc | None = None
+        self.missing = False
+        self.waiters = 0
+
+
+class Watcher:
+    """Learns of settled runs from our own commits, from the store's hints, and by asking where others write."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._watches: dict[str, _Watch] = {}
+        self._wanted = trio.Event()
+
+    def settled(self, run: RunDoc) -> None:
+        """A run is known to have settled."""
+        watch = self._watches.get(run.origin.id)
+        if watch is not None:
+            watch.settled = run
+            watch.event.set()
+
+    def hinted(self, run_id: str) -> None:
+        """A run that somebody waits for may have settled elsewhere."""
+        if run_id in self._watches:
+            self._services.spawn(lambda: self._ask([run_id]))
+
+    async def wait(self, run_id: str, *, driven: bool) -> RunDoc:
+        """The run, once it has settled. `driven`: this engine drives it, so there is no need to ask first.
+
+        A cancel point. Raises `RunNotFound` if there is no such run, or it is deleted meanwhile.
+        """
+        async with self._watching(run_id) as watch:
+            if not driven:
+                await self._ask([run_id], patient=True)
+            await watch.event.wait()
+            if watch.settled is None:
+                raise RunNotFound(f"there is no run {run_id}", run_id=run_id)
+            return watch.settled
+
+    @asynccontextmanager
+    async def _watching(self, run_id: str) -> AsyncGenerator[_Watch]:
+        watch = self._watches.get(run_id)
+        if watch is None or watch.event.is_set():
+            watch = self._watches[run_id] = _Watch()
+        watch.waiters += 1
+        self._wanted.set()
+        try:
+            yield watch
+        finally:
+            watch.waiters -= 1
+            if not watch.waiters and self._watches.get(run_id) is watch:
+                del self._watches[run_id]
+
+    async def run(self) -> None:
+        """Ask the store for all watched runs, one poll after the other; for stores that others can write."""
+        while True:
+            if not self._watches:
+                self._wanted = trio.Event()
+                await self._wanted.wait()
+            await trio.sleep(self._services.options.poll_interval)
+            run_ids = [run_id for run_id, watch in self._watches.items() if not watch.event.is_set()]
+            for start in range(0, len(run_ids), _READ_AT_ONCE):
+                await self._ask(run_ids[start : start + _READ_AT_ONCE])
+
+    async def _ask(self, run_ids: list[str], *, patient: bool = False) -> None:
+        store = self._services.store
+        try:
+            if patient:
+                runs = await self._services.read(lambda: store.load_many(run_ids))
+            else:
+                runs = await store.load_many(run_ids)
+        except StoreUnavailable:
+            if patient:
+                raise
+            return
+        for run_id, run in zip(run_ids, runs, strict=True):
+            if run is None:
+                self._missing(run_id)
+            elif run.head.status in SETTLED:
+                self.settled(run)
+
+    def _missing(self, run_id: str) -> None:
+        watch = self._watches.get(run_id)
+        if watch is not None:
+            watch.missing = True
+            watch.event.set()

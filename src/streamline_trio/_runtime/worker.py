@@ -1,0 +1,187 @@
+"""The worker's identity: one document with a beat, renewed by one small write, and a lock where there are locks.
+
+A worker that cannot renew its beat in time stops its own handlers before anybody else may take its runs (the
+lease less a grace, counted from when it *sent* its last successful beat, on its own monotonic clock). Then it
+retires its id and takes a new one: an id never comes back.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
+
+import msgspec
+import trio
+
+from streamline_trio._core.errors import StoreUnavailable, StreamlineError
+from streamline_trio._core.store import Applied, PutSide, Route
+from streamline_trio._runtime.services import Services
+
+WORKERS = "worker"
+_BEATS_PER_LEASE = 3
+_GRACE = 0.2
+
+
+class WorkerDoc(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a worker tells of itself. The side document's revision is its beat."""
+
+    state: Literal["live", "dead"] = "live"
+    lease: float
+    started_at: int
+    beat_at: int
+    name: str | None = None
+    routes: tuple[Route, ...] = ()
+    capacity: int = 0
+    running: int = 0
+    loop_lag: float = 0.0
+    host: str = ""
+    pid: int = 0
+
+
+_decode = msgspec.msgpack.Decoder(WorkerDoc).decode
+_encode = msgspec.msgpack.encode
+
+
+def decode_worker(body: bytes) -> WorkerDoc:
+    """A worker's document from its stored form."""
+    return _decode(body)
+
+
+class Worker:
+    """This engine's worker. `id` is None until it has enlisted, and while it changes its id."""
+
+    def __init__(
+        self,
+        services: Services,
+        routes: Callable[[], Sequence[Route]],
+        running: Callable[[], int],
+        *,
+        lost: Callable[[], None],
+    ) -> None:
+        self.id: str | None = None
+        self.loop_lag = 0.0
+        self._services = services
+        self._routes = routes
+        self._running = running
+        self._lost = lost
+        self._beat = 0
+        self._good_until = float("inf")
+        self._started_at = 0
+        self._lock = trio.Lock()
+        self.retirements = 0
+
+    async def enlist(self) -> str:
+        """Take an id, its lock and its document, in that order and before the first leased write."""
+        async with self._lock:
+            if self.id is None:
+                await self._enlist()
+            assert self.id is not None
+            return self.id
+
+    async def _enlist(self) -> None:
+        services = self._services
+        worker_id = services.chance.worker_id()
+        self._started_at = services.clock.now()
+        sent = trio.current_time()
+        await services.store.hold_worker(worker_id)
+        verdict = await services.committer.submit(PutSide(WORKERS, worker_id, None, self._body()))
+        if not isinstance(verdict, Applied):
+            raise StreamlineError(f"worker id {worker_id} is in use")
+        self._beat = 1
+        self._renewed(sent)
+        self.id = worker_id
+
+    def _renewed(self, sent: float) -> None:
+        lease = self._services.options.lease
+        self._good_until = float("inf") if self._services.store.exclusive else sent + lease * (1 - _GRACE)
+
+    def _body(self, state: Literal["live", "dead"] = "live") -> bytes:
+        options = self._services.options
+        return _encode(
+            WorkerDoc(
+                state=state,
+                lease=options.lease,
+                started_at=self._started_at,
+                beat_at=self._services.clock.now(),
+                name=options.name,
+                routes=tuple(self._routes()),
+                capacity=options.max_concurrent_runs,
+                running=self._running(),
+                loop_lag=round(self.loop_lag, 4),
+                host=socket.gethostname(),
+                pid=os.getpid(),
+            )
+        )
+
+    async def keep_alive(self) -> None:
+        """Beat every third of a lease; retire when a beat is refused or does not get through in time."""
+        interval = self._services.options.lease / _BEATS_PER_LEASE
+        while True:
+            planned = trio.current_time() + interval
+            await trio.sleep(interval)
+            self.loop_lag = max(trio.current_time() - planned, 0.0)
+            if self.id is None:
+                continue
+            with trio.CancelScope(deadline=self._good_until):
+                if await self._try_beat(self.id):
+                    continue
+            await self._retire()
+
+    async def _try_beat(self, worker_id: str) -> bool:
+        """One beat, tried until it is applied or refused; True if applied."""
+        while True:
+            sent = trio.current_time()
+            try:
+                verdict = await self._services.committer.submit(
+                    PutSide(WORKERS, worker_id, self._beat, self._body())
+                )
+            except StoreUnavailable:
+                await trio.lowlevel.checkpoint()
+                continue
+            if not isinstance(verdict, Applied):
+                return False
+            self._beat += 1
+            self._renewed(sent)
+            return True
+
+    async def _retire(self) -> None:
+        """Stop every handler, mark the old id dead, and go on under a new one."""
+        old, self.id = self.id, None
+        assert old is not None
+        self.retirements += 1
+        self._services.logger.warning("worker %s lost its lease: its runs go to others", old)
+        self._lost()
+        await self._until_available(lambda: self._bury(old))
+        await self._until_available(self.enlist)
+
+    async def _bury(self, worker_id: str) -> None:
+        store = self._services.store
+        side = await store.side(WORKERS, worker_id)
+        if side is not None and decode_worker(side.body).state == "live":
+            body = self._body("dead")
+            await self._services.committer.submit(PutSide(WORKERS, worker_id, side.revision, body))
+        await store.drop_worker(worker_id)
+
+    async def _until_available(self, act: Callable[[], Awaitable[object]]) -> None:
+        while True:
+            try:
+                await act()
+            except StoreUnavailable:
+                await trio.sleep(self._services.options.poll_interval)
+            else:
+                return
+
+    async def discharge(self) -> None:
+        """Remove the document and release the lock: nothing is leased to this id any more."""
+        worker_id, self.id = self.id, None
+        if worker_id is None:
+            return
+        try:
+            side = await self._services.store.side(WORKERS, worker_id)
+            if side is not None:
+                await self._services.committer.submit(PutSide(WORKERS, worker_id, side.revision, None))
+        except StoreUnavailable as error:
+            self._services.logger.warning("worker %s could not sign off: %s", worker_id, error)
+        await self._services.store.drop_worker(worker_id)

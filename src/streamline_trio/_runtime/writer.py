@@ -1,0 +1,209 @@
+"""The commits of one run that this worker holds: one in flight, those that arrive meanwhile merge into the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from streamline_trio._core.decide import decide
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.errors import LeaseLost, StoreUnavailable, StreamlineError
+from streamline_trio._core.events import Event
+from streamline_trio._core.happenings import Happening
+from streamline_trio._core.plan import Plan
+from streamline_trio._core.store import AppendRows, Applied, Failed, KeyTaken, Update
+from streamline_trio._runtime.committer import Outcome
+
+if TYPE_CHECKING:
+    from streamline_trio._runtime.services import Services
+
+
+class HolderGone(Exception):
+    """The writer no longer holds the run: whoever is not the holder goes through the store instead."""
+
+
+class _Entry:
+    """A happening on its way, and who waits for it."""
+
+    __slots__ = ("done", "error", "happening")
+
+    def __init__(self, happening: Happening) -> None:
+        self.happening = happening
+        self.done = trio.Event()
+        self.error: BaseException | None = None
+
+    def fail(self, error: BaseException) -> None:
+        self.error = error
+        self.done.set()
+
+
+class RunWriter:
+    """Decides and commits, for as long as the run is leased to this worker under this fence."""
+
+    def __init__(self, services: Services, run: RunDoc, plan: Plan, *, noticed: Callable[[RunDoc], None]) -> None:
+        lease = run.head.lease
+        assert lease is not None, "a writer is for a run that is held"
+        self.run = run
+        self.plan = plan
+        self.worker = lease.worker
+        self.fence = lease.fence
+        self.lost = False
+        self._services = services
+        self._noticed = noticed
+        self._pending: list[_Entry] = []
+        self._in_flight: list[_Entry] = []
+        self._rows: list[AppendRows] = []
+        self._refreshing = False
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the run, as far as known, is still ours."""
+        lease = self.run.head.lease
+        return not self.lost and lease is not None and lease.fence == self.fence and lease.worker == self.worker
+
+    def add_rows(self, rows: AppendRows) -> None:
+        """Rows to go out with the next commit."""
+        self._rows.append(rows)
+
+    def flush_rows(self) -> None:
+        """Send the waiting rows now, without a commit."""
+        rows, self._rows = self._rows, []
+        for row in rows:
+            self._services.committer.post(row, _ignore)
+
+    async def commit(self, happening: Happening) -> RunDoc:
+        """Decide and commit; the run as it then is.
+
+        A cancel point; a commit that was begun is carried out all the same. Raises what `decide` raises,
+        `LeaseLost` when the run is no longer ours, `StoreUnavailable` when that cannot be found out in time.
+        """
+        entry = _Entry(happening)
+        self._pending.append(entry)
+        if not self._in_flight and not self._refreshing:
+            self._flush()
+        await entry.done.wait()
+        if entry.error is not None:
+            raise entry.error
+        return self.run
+
+    def refresh(self, stored: RunDoc | None = None) -> None:
+        """Somebody else committed: look at the run again, unless a commit of ours will find out anyway."""
+        if self._in_flight or self._refreshing:
+            return
+        if stored is not None:
+            if stored.head.revision > self.run.head.revision:
+                self._adopt(stored)
+            return
+        self._refreshing = True
+        self._services.spawn(self._reload)
+
+    def close(self) -> None:
+        """Nothing more is decided here."""
+        self.flush_rows()
+        if not self._in_flight:
+            self._fail_pending(HolderGone())
+
+    def _flush(self) -> None:
+        entries, self._pending = self._pending, []
+        if not entries:
+            return
+        if not self.is_held:
+            self._fail(entries, HolderGone() if not self.lost else self._lease_lost())
+            return
+        run, events = self._decide(entries)
+        if run is self.run:
+            _finish(entries)
+            return
+        self._in_flight = entries
+        rows, self._rows = self._rows, []
+        before = self.run
+        self._services.committer.post(Update(before, run), lambda outcome: self._settle(outcome, run, events), rows)
+
+    def _decide(self, entries: list[_Entry]) -> tuple[RunDoc, list[Event]]:
+        """Fold the happenings into one next version; one that is refused fails alone."""
+        run, events = self.run, list[Event]()
+        commit, now = self._services.chance.commit_id(), self._services.clock.now()
+        for entry in entries:
+            try:
+                decision = decide(run, entry.happening, self.plan, now, commit)
+            except StreamlineError as error:
+                entry.error = error
+                continue
+            run = decision.run
+            events.extend(decision.events)
+        return run, events
+
+    def _settle(self, outcome: Outcome, run: RunDoc, events: Sequence[Event]) -> None:
+        """The committer tells what became of the write in flight."""
+        entries, self._in_flight = self._in_flight, []
+        if isinstance(outcome, Applied):
+            self.run = run
+            self._services.committed(run, events)
+            _finish(entries)
+            self._noticed(run)
+            self._flush()
+        elif isinstance(outcome, Failed):
+            self._fail(entries, outcome.error)
+            self._flush()
+        elif isinstance(outcome, KeyTaken):
+            self._fail(entries, StreamlineError(f"a {outcome.key} is held by run {outcome.holder}"))
+            self._flush()
+        elif isinstance(outcome, StoreUnavailable):
+            self._lose(entries, outcome)
+        else:
+            for entry in entries:
+                entry.error = None
+            self._pending[:0] = entries
+            self._refreshing = True
+            self._services.spawn(self._reload)
+
+    async def _reload(self) -> None:
+        """Our guard did not hold, or attention was asked for: see what is stored now."""
+        try:
+            stored = await self._services.read(lambda: self._services.store.load(self.run.origin.id))
+        except StreamlineError as error:
+            self._refreshing = False
+            self._lose([], error)
+            return
+        self._refreshing = False
+        if stored is None:
+            self._lose([], self._lease_lost())
+            return
+        self._adopt(stored)
+        self._flush()
+
+    def _adopt(self, stored: RunDoc) -> None:
+        self.run = stored
+        if not self.is_held:
+            self._lose([], self._lease_lost())
+        else:
+            self._noticed(stored)
+
+    def _lose(self, entries: list[_Entry], error: StreamlineError) -> None:
+        """The run is not ours any more, or we cannot tell: write nothing further."""
+        self.lost = True
+        self._fail(entries, error)
+        self._fail_pending(error)
+        self._noticed(self.run)
+
+    def _fail_pending(self, error: BaseException) -> None:
+        pending, self._pending = self._pending, []
+        self._fail(pending, error)
+
+    def _fail(self, entries: list[_Entry], error: BaseException) -> None:
+        for entry in entries:
+            entry.fail(error)
+
+    def _lease_lost(self) -> LeaseLost:
+        return LeaseLost(f"the lease on run {self.run.origin.id} is no longer ours", run_id=self.run.origin.id)
+
+
+def _finish(entries: list[_Entry]) -> None:
+    for entry in entries:
+        entry.done.set()
+
+
+def _ignore(_outcome: Outcome) -> None:
+    """Rows are a courtesy: losing them fails nobody."""
