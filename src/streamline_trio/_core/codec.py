@@ -17,6 +17,7 @@ entries is not kept. Fields and parts that a later release added are ignored.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -53,6 +54,8 @@ MAPS: tuple[MapKind, ...] = (
     MapKind("seen", "seen/", encode, msgspec.msgpack.Decoder(int).decode),
 )
 
+maps_of: Callable[[RunDoc], tuple[dict[str, Any], ...]] = attrgetter(*(kind.attribute for kind in MAPS))
+
 _BY_PREFIX = {kind.prefix: kind for kind in MAPS}
 _DECODERS: dict[str, Callable[[bytes], Any]] = {
     HEAD: msgspec.msgpack.Decoder(Head).decode,
@@ -68,8 +71,8 @@ def split(run: RunDoc) -> dict[str, bytes]:
     try:
         parts[HEAD] = encode(run.head)
         parts[ORIGIN] = encode(run.origin)
-        for kind in MAPS:
-            for key, value in getattr(run, kind.attribute).items():
+        for kind, entries in zip(MAPS, maps_of(run), strict=True):
+            for key, value in entries.items():
                 parts[part_name(kind, key)] = kind.encode(value)
     except ENCODE_ERRORS as error:
         raise not_encodable(run, error) from error

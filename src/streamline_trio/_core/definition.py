@@ -124,12 +124,12 @@ class Workflow(Generic[InputT, StateT]):
         if not is_id(id):
             raise DefinitionError(f"workflow {id!r}: its id must be {ID_RULE}", workflow=str(id))
         self.id = id
-        self.version = self._checked("version", version, _version)
-        self.timeout = self._checked("timeout", timeout, limit)
-        self.max_payload_bytes = self._checked("max_payload_bytes", max_payload_bytes, payload_limit)
-        self.max_step_logs = self._checked("max_step_logs", max_step_logs, _step_logs)
-        self.tags = self._checked("tags", tags, _tags)
-        self.input_decoder = self._checked("input", input, payload.decoder)
+        self.version: str = self._checked("version", version, _version)
+        self.timeout: float | None = self._checked("timeout", timeout, limit)
+        self.max_payload_bytes: int | None = self._checked("max_payload_bytes", max_payload_bytes, payload_limit)
+        self.max_step_logs: int = self._checked("max_step_logs", max_step_logs, _step_logs)
+        self.tags: tuple[str, ...] = self._checked("tags", tags, _tags)
+        self.input_decoder: payload.Decoder = self._checked("input", input, payload.decoder)
         self.outputs_type = outputs
         self._defaults = self._checked_defaults(defaults)
         self._state = InitialState(state, workflow=id, input_decoder=self.input_decoder)

@@ -6,6 +6,8 @@ cost that of the change: a map that is the same object costs nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from streamline_trio._core.codec import (
     ENCODE_ERRORS,
     HEAD,
@@ -14,6 +16,7 @@ from streamline_trio._core.codec import (
     STATE,
     MapKind,
     encode,
+    maps_of,
     not_encodable,
     part_name,
 )
@@ -36,18 +39,15 @@ def changed(before: RunDoc, after: RunDoc) -> Changes:
             changes[ORIGIN] = encode(after.origin)
         if after.state is not before.state and after.state != before.state:
             changes[STATE] = after.state
-        for kind in MAPS:
-            _compare(kind, before, after, changes)
+        for kind, old, new in zip(MAPS, maps_of(before), maps_of(after), strict=True):
+            if old is not new:
+                _compare(kind, old, new, changes)
     except ENCODE_ERRORS as error:
         raise not_encodable(after, error) from error
     return changes
 
 
-def _compare(kind: MapKind, before: RunDoc, after: RunDoc, changes: Changes) -> None:
-    old: dict[str, object] = getattr(before, kind.attribute)
-    new: dict[str, object] = getattr(after, kind.attribute)
-    if old is new:
-        return
+def _compare(kind: MapKind, old: Mapping[str, object], new: Mapping[str, object], changes: Changes) -> None:
     for key, value in new.items():
         was = old.get(key)
         if was is not value and was != value:

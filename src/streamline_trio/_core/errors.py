@@ -138,7 +138,7 @@ class InvalidState(StreamlineError):
         **meta: Any,
     ) -> None:
         self.action = action
-        self.allowed = tuple(allowed)
+        self.allowed: tuple[str, ...] = tuple(allowed)
         super().__init__(message, action=action, status=status, allowed=self.allowed, **meta)
         if status is not None:
             self.__dict__["status"] = status

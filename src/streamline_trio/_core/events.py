@@ -1,7 +1,7 @@
 """Facts that the engine publishes after the commit that made them true.
 
 `name` is what listeners match (`step.*`). Each event carries the run it is about, the revision of the commit
-that made it true and the instant of that commit in milliseconds since the epoch; events of one run arrive in
+that made it true and the instant of that commit; events of one run arrive in
 the order of their revisions. `engine.error` is the one event without a commit behind it.
 """
 
@@ -10,6 +10,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import msgspec
+import whenever
+
+from streamline_trio._core.durations import instant_of
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +23,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     workflow: str
     tenant: str | None = None
     revision: int = 0
-    at: int = 0
+    at_millis: int = 0
+
+    @property
+    def at(self) -> whenever.Instant:
+        """When it became true."""
+        return instant_of(self.at_millis)
 
 
 class WorkflowStarted(Event, frozen=True, kw_only=True):
@@ -136,15 +144,20 @@ class StepFailed(Event, frozen=True, kw_only=True):
 
 
 class StepRetryScheduled(Event, frozen=True, kw_only=True):
-    """An attempt failed; the next one begins at `retry_at` (milliseconds since the epoch)."""
+    """An attempt failed; the next one begins at `retry_at`."""
 
     name: ClassVar[str] = "step.retry_scheduled"
     step: str = ""
     attempt: int = 0
     attempts: int = 0
-    retry_at: int = 0
+    retry_at_millis: int = 0
     code: str = ""
     message: str = ""
+
+    @property
+    def retry_at(self) -> whenever.Instant:
+        """When the next attempt is due."""
+        return instant_of(self.retry_at_millis)
 
 
 class StepWaiting(Event, frozen=True, kw_only=True):
@@ -154,7 +167,12 @@ class StepWaiting(Event, frozen=True, kw_only=True):
     step: str = ""
     kind: str = ""
     reason: str = ""
-    due_at: int | None = None
+    due_at_millis: int | None = None
+
+    @property
+    def due_at(self) -> whenever.Instant | None:
+        """When the wait ends by itself, if it does."""
+        return None if self.due_at_millis is None else instant_of(self.due_at_millis)
 
 
 class StepSkipped(Event, frozen=True, kw_only=True):

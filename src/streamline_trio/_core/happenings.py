@@ -72,10 +72,14 @@ class AttemptFailed(Held, frozen=True, kw_only=True, gc=False):
 
 
 class Suspended(Held, frozen=True, kw_only=True, gc=False):
-    """The step's handler has unwound in order to wait for these."""
+    """The step's handler has unwound in order to wait for these.
+
+    `replayed` are the keys and places of records of earlier attempts whose outcomes this entry was given.
+    """
 
     step: str
     asks: tuple[Ask, ...]
+    replayed: tuple[tuple[str, int], ...] = ()
     release: bool = False
 
 

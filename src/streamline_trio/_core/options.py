@@ -79,7 +79,7 @@ class StepSpec:
     __slots__ = ("given", "handler")
 
     def __init__(self, handler: Callable[[Any], Any], /, **options: Unpack[StepSettings[Any]]) -> None:
-        self.handler = handler
+        self.handler: Callable[[Any], Any] = handler
         self.given: Given = {**options}
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Union, cast
 
 import msgspec
 import msgspec.inspect
+from typing_extensions import is_typeddict
 
 from streamline_trio._core.refusal import refusal
 from streamline_trio._core.step import Step
@@ -62,13 +63,20 @@ def _fields_of(outputs: Any, workflow: str) -> dict[str, Any]:
         return {field.encode_name: hints[field.name] for field in fields}
     if isinstance(outputs, type) and dataclasses.is_dataclass(outputs):
         return {field.name: hints[field.name] for field in dataclasses.fields(outputs)}
-    if typing.is_typeddict(cast("Any", outputs)):
-        return hints
+    if is_typeddict(cast("Any", outputs)):
+        return {name: _unqualified(hint) for name, hint in hints.items()}
     raise refusal(
         f"must be a Struct, a dataclass or a TypedDict, not {outputs!r}",
         workflow=workflow,
         option="outputs",
     )
+
+
+def _unqualified(hint: Any) -> Any:
+    """The type of a TypedDict's key without `Required` or `NotRequired`: every output may be absent."""
+    while typing.get_origin(hint) in (typing.Required, typing.NotRequired):
+        (hint,) = typing.get_args(hint)
+    return hint
 
 
 def _fits(returns: Any, field: Any) -> bool:

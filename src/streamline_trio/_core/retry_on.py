@@ -43,7 +43,7 @@ class RetryOn:
 
     def __init__(self, rule: RetryRule = Exception) -> None:
         """Take the rule; a `TypeError` says what is wrong with it."""
-        self.rule = rule
+        self.rule: RetryRule = rule
         types = _types_of(rule)
         self._predicate = _predicate_of(rule) if types is None else None
         self._types = types or ()

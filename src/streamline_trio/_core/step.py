@@ -34,7 +34,7 @@ class Step(Generic[OutT_co]):
         self.workflow_id = workflow_id
         self.handler = handler
         self.options = options
-        self.is_async = info.is_async
+        self.is_async: bool = info.is_async
         self.returns: Any = info.returns
         self.decoder: payload.Decoder = info.decoder
         self.state_type: Any = info.state_type

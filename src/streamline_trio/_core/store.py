@@ -7,9 +7,11 @@ A store applies guarded changes; it decides nothing. The conditions:
     (`Insert`, `Update`, `Delete`), and any number of others; they are applied in order.
  2. A write is applied whole or not at all, and an applied one is durable when `write` returns.
  3. `Update` is applied only if the stored revision equals `before.head.revision` (compare-and-set); else
-    `Refused`. Only what differs between `before` and `after` need be written.
+    `Refused`. Only what differs between `before` and `after` need be written. The origin is written once: an
+    update that would change it is `Failed`.
  4. `Insert` is refused if the id exists. No two active runs hold one `active_key`, no two open waits one token:
-    the write that would make it so gets `KeyTaken` naming the holder, and is not applied.
+    the write that would make it so gets `KeyTaken` naming the holder (which may be the run itself, for a token
+    that it claims twice), and is not applied. `Refused` comes before `KeyTaken`.
  5. `PutSide` is applied only if the stored side document has the expected revision (None: must not exist).
  6. `AppendRows` is applied only if the run exists and, when a fence is given, it is the stored one; else
     `Refused`. Of each (run, kind) only the newest `keep` rows remain, in order of arrival.
@@ -20,14 +22,17 @@ A store applies guarded changes; it decides nothing. The conditions:
 10. `due` gives runs without a lease whose `due_at` has come, on the given routes: highest priority first, then
     earliest due. Its cost grows with what it returns, not with the runs that sleep or belong to other routes.
 11. A stored run that does not decode is given as `Corrupt`, by `due` and `leased`; `load` raises
-    `DataCorruption`. `Quarantine` takes it out of every queue, without touching its content.
-12. `find` pages by keyset: (sort value, id) after the cursor; the order is total.
+    `DataCorruption`, and so do `by_active_key` and `by_token`. `Quarantine` takes it out of every queue until
+    its next update, without touching its content; it is `Refused` if there is no such run.
+12. `find` pages by keyset: (sort value, id) after the cursor; the order is total, and a descending sort reverses
+    both. A page is short only if no more runs follow.
 13. Deleting a run removes everything stored of it: parts, rows, payloads, keys.
 14. A worker lock, where the store has them, is released by the operating system when its holder dies.
     `worker_gone` is True only if that worker certainly cannot write any more; False means unknown.
 15. No method is left half done by cancellation: a write that was begun is carried out. Waiting for it may be
     a cancel point only before it has begun.
-16. What is read equals what was written: decode(encode(run)) == run, byte for byte in the payloads.
+16. What is read equals what was written: decode(encode(run)) == run, byte for byte in the payloads. The order
+    of a map's entries is not kept.
 
 `streamline_trio.testing.conformance` checks all of it for any store.
 """
@@ -90,7 +95,8 @@ class SideDoc(_Frozen, frozen=True):
 class PutSide(_Frozen, frozen=True):
     """Write a side document (`body` None: remove it) if the stored revision is the expected one.
 
-    The stored revision becomes `expected + 1`, or 1 when it is new.
+    The stored revision becomes `expected + 1`, or 1 when it is new, also after a removal: a key whose document
+    is made anew must not be written by those who knew the old one.
     """
 
     kind: str
@@ -181,7 +187,7 @@ class Cursor(_Frozen, frozen=True):
 
 
 class Tally(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts over the whole store."""
+    """Counts over the whole store: of every status, also at 0, and of the routes where anything is due."""
 
     by_status: dict[RunStatus, int]
     due: int
@@ -190,7 +196,10 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hint(msgspec.Struct, frozen=True, kw_only=True):
-    """Something was written: a run fell due, its holder should look at it, or it settled. Never relied upon."""
+    """Something was written: a run fell due, its holder should look at it, or it settled. Never relied upon.
+
+    With an empty `run_id` a side document fell due, or the lock of `worker` was dropped.
+    """
 
     run_id: str
     due_at: int | None = None

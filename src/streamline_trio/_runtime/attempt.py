@@ -50,13 +50,21 @@ class Attempt:
         timeout = self._step.options.timeout
         limit = trio.CancelScope() if timeout is None else trio.CancelScope(deadline=trio.current_time() + timeout)
         happening: Happening | None = None
-        with self._driver.abort_scope:
-            with limit:
-                happening = await self._guarded()
-            if happening is None and limit.cancelled_caught:
-                happening = self._failed(
-                    StepTimeout(f"step {self._step.id} exceeded its timeout of {timeout:g} s", step=self._step.id)
-                )
+        try:
+            with self._driver.abort_scope:
+                with limit:
+                    happening = await self._guarded()
+                late = isinstance(happening, Finished) and limit.cancel_called
+                if late or (happening is None and limit.cancelled_caught):
+                    happening = self._failed(
+                        StepTimeout(
+                            f"step {self._step.id} exceeded its timeout of {timeout:g} s", step=self._step.id
+                        )
+                    )
+        except Exception as error:  # noqa: BLE001 - the rest of a group whose cancellations our scopes took out
+            happening = self._failed(error)
+        finally:
+            self._suspender.ended = True
         return self._settle(happening)
 
     async def _guarded(self) -> Happening | None:
@@ -108,7 +116,8 @@ class Attempt:
             return None
         if isinstance(wanted, Goto):
             return WentTo(target=wanted.target, release=self._driver.leaving, **self._held)
-        return Suspended(asks=(wanted,), release=self._driver.leaving, **self._held)
+        replayed = tuple(self._suspender.replayed)
+        return Suspended(asks=(wanted,), replayed=replayed, release=self._driver.leaving, **self._held)
 
     def _failed(self, error: Exception) -> AttemptFailed:
         return AttemptFailed(

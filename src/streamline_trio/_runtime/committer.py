@@ -19,6 +19,7 @@ from streamline_trio._core.store import (
     AppendRows,
     Applied,
     Delete,
+    Failed,
     Insert,
     PutSide,
     Quarantine,
@@ -71,8 +72,8 @@ class GroupCommitter:
         self._arrived = trio.Event()
         self._idle = trio.Event()
         self._idle.set()
-        self.commits = 0
-        self.batches = 0
+        self.commits: int = 0
+        self.batches: int = 0
 
     def post(self, write: Write, tell: Callable[[Outcome], None], rows: Sequence[AppendRows] = ()) -> None:
         """Queue a write; `tell` is called with its outcome, in the committer's task. Never blocks."""
@@ -105,7 +106,8 @@ class GroupCommitter:
                 self._idle.set()
                 self._arrived = trio.Event()
                 await self._arrived.wait()
-            self._idle = trio.Event()
+            if self._idle.is_set():
+                self._idle = trio.Event()
             await self._carry_out(self._next_batch())
 
     async def flushed(self) -> None:
@@ -146,6 +148,9 @@ class GroupCommitter:
         for submission in batch:
             self._tell(submission, verdicts[position])
             position += 1 + len(submission.rows)
+        for write, verdict in zip(writes, verdicts, strict=True):
+            if isinstance(write, AppendRows) and isinstance(verdict, Failed):
+                self._logger.warning("%s rows of run %s are lost: %s", write.kind, write.run_id, verdict.error)
 
     def _tell(self, submission: Submission, outcome: Outcome) -> None:
         if isinstance(outcome, Applied):

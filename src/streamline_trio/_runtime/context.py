@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any, Generic, Never, overload
 import msgspec
 import trio
 import whenever
-from typing_extensions import TypeVar
+from typing_extensions import TypeForm, TypeVar
 
 from streamline_trio._core import payload
 from streamline_trio._core.checking import is_text
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.durations import instant_millis, seconds_of, to_millis
 from streamline_trio._core.errors import (
+    LeaseLost,
     OutputMissing,
     StepNotFound,
+    StreamlineError,
     ValidationError,
     WaitTimedOut,
     WaitWithdrawn,
@@ -129,10 +131,15 @@ class StepContext(Generic[InputT, StateT, OutputsT]):
         Raises `ValidationError` if a field is unknown or its value does not fit. Atomic; calls of one step at
         the same time do not lose each other's fields. A cancel point.
         """
+        self._require_current()
         decoder = self._driver.state_decoder
         state = with_fields(self._driver.state, fields, decoder, what=f"state of {self.run_id}")
         self._driver.state = state
-        await self._driver.commit(StateSet(state=state, **self._held))
+        try:
+            await self._driver.commit(StateSet(state=state, **self._held))
+        except StreamlineError:
+            self._driver.state = self._driver.run.state
+            raise
 
     @overload
     def output(self, step: Step[T]) -> T: ...
@@ -184,7 +191,7 @@ class StepContext(Generic[InputT, StateT, OutputsT]):
         self,
         reason: str,
         *,
-        returns: type[T],
+        returns: TypeForm[T],
         timeout: float | timedelta | None = None,
         name: str | None = None,
         token: str | None = None,
@@ -196,7 +203,6 @@ class StepContext(Generic[InputT, StateT, OutputsT]):
         self,
         reason: str,
         *,
-        returns: Any = Any,
         timeout: float | timedelta | None = None,
         name: str | None = None,
         token: str | None = None,
@@ -367,6 +373,7 @@ class StepContext(Generic[InputT, StateT, OutputsT]):
         """
         if not is_text(key, _LONGEST_KEY):
             raise ValidationError(f"once: a key has 1 to {_LONGEST_KEY} characters, not {key!r}")
+        self._require_current()
         decoder = payload.decoder(returns)
         async with self._driver.once_lock(key):
             memo = self._driver.run.memos.get(key)
@@ -388,27 +395,41 @@ class StepContext(Generic[InputT, StateT, OutputsT]):
 
     def log(self, message: str, /, **data: Any) -> None:
         """Keep a line with the run (the last `max_step_logs` of them). Never fails, never blocks."""
-        self._driver.log(self._step.id, str(message), data)
+        if not self._suspender.ended:
+            self._driver.log(self._step.id, str(message), data)
 
     def progress(self, percent: float | None = None, message: str | None = None, **data: Any) -> None:
         """Tell how far the step is; the last word is kept. Never fails, never blocks."""
-        self._driver.progress(self._step.id, percent, message, data)
+        if not self._suspender.ended:
+            self._driver.progress(self._step.id, percent, message, data)
 
     def stream(self, frame: Any) -> None:
         """Send a frame to whoever listens in this process; never stored. Never fails, never blocks."""
         frames, self._frames = self._frames, self._frames + 1
-        self._driver.stream(self._step.id, frames, frame)
+        if not self._suspender.ended:
+            self._driver.stream(self._step.id, frames, frame)
 
     async def heartbeat(self) -> None:
         """Say that the handler is alive: stores waiting log lines. A cancel point; never fails otherwise.
 
         The lease does not need it: the worker keeps it whatever the handler does.
         """
-        self._driver.flush_rows()
+        if not self._suspender.ended:
+            self._driver.flush_rows()
         await trio.lowlevel.checkpoint()
+
+    def _require_current(self) -> None:
+        """A thread that was abandoned, or a task left in the background, writes nothing any more."""
+        if self._suspender.ended:
+            raise LeaseLost(
+                f"this call of step {self._step.id} of run {self.run_id} has ended: its context is void",
+                run_id=self.run_id,
+                step=self._step.id,
+            )
 
     @property
     def _held(self) -> dict[str, Any]:
+        self._require_current()
         return {"worker": self._driver.writer.worker, "fence": self._driver.writer.fence}
 
 

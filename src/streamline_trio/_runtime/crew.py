@@ -14,6 +14,7 @@ from streamline_trio._runtime.services import Services
 from streamline_trio._runtime.threads import HandlerThreads
 
 FRAGILE_FROM = 2
+_THREADS = 100
 
 
 class Crew:
@@ -23,12 +24,12 @@ class Crew:
     names the runs whose taking is under way: leased, perhaps, but not driven yet.
     """
 
-    def __init__(self, services: Services, *, capacity: int, ended: Callable[[], None]) -> None:
+    def __init__(self, services: Services, *, capacity: int, ended: Callable[[RunDoc], None]) -> None:
         self._services = services
         self._ended = ended
         self._capacity = capacity
         self._reserved = 0
-        self.threads = HandlerThreads(min(capacity, 100))
+        self.threads: HandlerThreads = HandlerThreads(min(capacity, _THREADS), services.logger)
         self.drivers: dict[str, Driver] = {}
         self.expected: set[str] = set()
         self.closed = False
@@ -74,7 +75,7 @@ class Crew:
         finally:
             del self.drivers[driver.run.origin.id]
             self._tell()
-            self._ended()
+            self._ended(driver.run)
 
     def _tell(self) -> None:
         self._changed.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -29,7 +30,7 @@ from streamline_trio._runtime.threads import HandlerThreads
 from streamline_trio._runtime.writer import HolderGone, RunWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 AbortReason = Literal["cancel", "lost", "leave"]
 
@@ -68,12 +69,12 @@ class Driver:
         self.services = services
         self.workflow = workflow
         self.threads = threads
-        self.abort_scope = trio.CancelScope()
+        self.abort_scope: trio.CancelScope = trio.CancelScope()
         self.abort_reason: AbortReason | None = None
-        self.leaving = False
-        self.state = run.state
-        self.done = trio.Event()
-        self.writer = RunWriter(services, run, workflow.plan, noticed=self._noticed)
+        self.leaving: bool = False
+        self.state: bytes = run.state
+        self.done: trio.Event = trio.Event()
+        self.writer: RunWriter = RunWriter(services, run, workflow.plan, noticed=self._noticed)
         self._state_decoder: payload.Decoder | None = None
         self._once_locks: dict[str, trio.Lock] = {}
         self._rows: dict[RowKind, list[bytes]] = {}
@@ -220,7 +221,8 @@ class Driver:
         attempt = self.run.step(step).attempts
         self.services.logger.info("%s/%s: %s", self.run.origin.id, step, message)
         entry = LogEntry(at=self.now(), step=step, attempt=attempt, message=message, data=dict(data))
-        self._add_row("log", _encode_entry(entry))
+        row = _encode_entry(entry)
+        self._in_trio(lambda: self._add_row("log", row))
 
     def progress(self, step: str, percent: float | None, message: str | None, data: Mapping[str, Any]) -> None:
         """Publish progress; keep the last word."""
@@ -228,21 +230,26 @@ class Driver:
         entry = ProgressEntry(
             at=self.now(), step=step, attempt=doc.attempts, percent=percent, message=message, data=dict(data)
         )
-        self._rows["progress"] = [_encode_entry(entry)]
-        self._start_rows_timer()
+        row = _encode_entry(entry)
         origin = self.run.origin
         event = StepProgress(
             run_id=origin.id,
             workflow=origin.workflow,
             tenant=origin.tenant,
             revision=self.run.head.revision,
-            at=entry.at,
+            at_millis=entry.at,
             step=step,
             percent=percent,
             message=message,
             data=dict(data),
         )
-        self._in_trio(lambda: self.services.publisher.publish((event,)))
+
+        def tell() -> None:
+            self._rows["progress"] = [row]
+            self._start_rows_timer()
+            self.services.publisher.publish((event,))
+
+        self._in_trio(tell)
 
     def stream(self, step: str, seq: int, frame: Any) -> None:
         """Publish a frame."""
@@ -252,7 +259,7 @@ class Driver:
             workflow=origin.workflow,
             tenant=origin.tenant,
             revision=self.run.head.revision,
-            at=self.now(),
+            at_millis=self.now(),
             step=step,
             attempt=self.run.step(step).attempts,
             seq=seq,
@@ -269,14 +276,14 @@ class Driver:
         rows = self._rows.setdefault(kind, [])
         rows.append(row)
         if len(rows) >= _ROWS_AT_ONCE:
-            self._in_trio(self.flush_rows)
+            self.flush_rows()
         else:
             self._start_rows_timer()
 
     def _start_rows_timer(self) -> None:
         if not self._rows_timer:
             self._rows_timer = True
-            self._in_trio(lambda: self.services.spawn(self._flush_later))
+            self.services.spawn(self._flush_later)
 
     async def _flush_later(self) -> None:
         """A long step's lines are seen while it runs; a run that ends sooner sends them with its commit."""
@@ -293,13 +300,18 @@ class Driver:
             if lines and keep:
                 self.writer.add_rows(AppendRows(self.run.origin.id, kind, tuple(lines), keep, self.writer.fence))
 
-    def _in_trio(self, act: Any) -> None:
-        """Do it in the trio thread: handlers in threads call the context too."""
+    def _in_trio(self, act: Callable[[], None]) -> None:
+        """Do it in the trio thread: handlers in threads call the context too, perhaps when all is over."""
         try:
             trio.lowlevel.current_task()
         except RuntimeError:
-            self.services.token.run_sync_soon(act)
+            with suppress(trio.RunFinishedError):
+                self.services.token.run_sync_soon(self._unless_done, act)
         else:
+            self._unless_done(act)
+
+    def _unless_done(self, act: Callable[[], None]) -> None:
+        if not self.done.is_set():
             act()
 
 

@@ -96,7 +96,7 @@ class Engine:
     @overload
     async def start(
         self,
-        workflow: Workflow[Any, Any] | str,
+        workflow: Workflow[None, Any] | str,
         input: Any = None,
         *,
         idempotency_key: str | None = None,
@@ -229,7 +229,7 @@ class Engine:
     @overload
     async def emit(
         self,
-        signal: Signal[Any] | str,
+        signal: Signal[None] | str,
         payload: Any = None,
         *,
         run: RunHandle | str | None = None,

@@ -13,7 +13,7 @@ import whenever
 from streamline_trio._core import payload
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.durations import instant_of, seconds_of
-from streamline_trio._core.errors import OutputMissing, RunCancelled, RunFailed
+from streamline_trio._core.errors import OutputMissing, RunCancelled, RunFailed, StoreUnavailable
 from streamline_trio._core.events import StepStream
 from streamline_trio._core.happenings import (
     Answered,
@@ -188,12 +188,25 @@ class RunHandle:
 
     async def _settled(self, timeout: float | timedelta | None) -> RunDoc:
         machinery = self._machinery
-        driven = self.id in machinery.crew.drivers
+        driver = machinery.crew.drivers.get(self.id)
+        driven = driver is not None and driver.writer.is_held
         if timeout is None:
             return await machinery.watcher.wait(self.id, driven=driven)
-        with trio.move_on_after(seconds_of(timeout, what="timeout")):
+        seconds = seconds_of(timeout, what="timeout")
+        with trio.move_on_after(seconds):
             return await machinery.watcher.wait(self.id, driven=driven)
-        raise TimeoutError(f"run {self.id} timed out: it did not settle within {timeout} s")
+        return await self._settled_late(seconds)
+
+    async def _settled_late(self, seconds: float) -> RunDoc:
+        """The time is up: the run if it has settled meanwhile, else an error that says how it stands."""
+        try:
+            run = await self._machinery.services.store.load(self.id)
+        except StoreUnavailable:
+            run = None
+        if run is not None and run.head.status in SETTLED:
+            return run
+        status = "" if run is None else f" and is {run.head.status}"
+        raise TimeoutError(f"run {self.id} timed out: it did not settle within {seconds:g} s{status}")
 
     def _known_step(self, run: RunDoc, step_id: str) -> Step[Any] | None:
         workflow = self._machinery.registry.workflow_for(run)

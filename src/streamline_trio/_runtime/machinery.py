@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -10,8 +11,15 @@ import trio
 
 from streamline_trio._core.decide import decide
 from streamline_trio._core.documents import RunDoc
-from streamline_trio._core.errors import InvalidState, RunNotFound, StoreUnavailable
+from streamline_trio._core.errors import (
+    InvalidState,
+    RunNotFound,
+    StoreUnavailable,
+    ValidationError,
+    WorkflowNotFound,
+)
 from streamline_trio._core.happenings import CancelAsked, Happening, Rewound
+from streamline_trio._core.plan import Plan
 from streamline_trio._core.store import Applied, Failed, KeyTaken, Update
 from streamline_trio._runtime.claimer import Claimer
 from streamline_trio._runtime.committer import Outcome
@@ -48,9 +56,15 @@ class Machinery:
         return run
 
     async def view(self, run: RunDoc) -> Run:
-        """The public snapshot of a stored run."""
-        plan = await self.services.read(lambda: self.registry.plan_for(run, self.services.store))
-        return snapshot(run, plan, self.registry.workflow_for(run))
+        """The public snapshot of a stored run; in plain data where its types are unknown or have changed."""
+        plan: Plan | None = None
+        with suppress(WorkflowNotFound):
+            plan = await self.services.read(lambda: self.registry.plan_for(run, self.services.store))
+        try:
+            return snapshot(run, plan, self.registry.workflow_for(run))
+        except ValidationError as error:
+            self.services.logger.warning("run %s does not fit its workflow's types: %s", run.origin.id, error)
+            return snapshot(run, plan, None)
 
     async def act(self, run_id: str, happening: Happening) -> RunDoc:
         """Let something happen to a run, whoever holds it; the run afterwards.

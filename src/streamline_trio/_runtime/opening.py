@@ -12,6 +12,7 @@ import trio
 
 from streamline_trio._core.checking import is_whole
 from streamline_trio._core.definition import Workflow
+from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.durations import seconds_of
 from streamline_trio._core.errors import StoreUnavailable, ValidationError, leaves_of
 from streamline_trio._core.naming import is_tag
@@ -142,6 +143,8 @@ class _Life:
                     await self._prepare(machinery)
                     self._serve(nursery, machinery)
                     self._machinery = machinery
+                    # An opener that is cancelled by now would never come to `leave`.
+                    await trio.lowlevel.checkpoint_if_cancelled()
                     self._scope.shield = True
                     task_status.started(Engine(machinery))
         finally:
@@ -167,7 +170,9 @@ class _Life:
         )
         watcher = Watcher(services)
         crew = Crew(
-            services, capacity=self._options.max_concurrent_runs, ended=lambda: self._ended(observer, claimer)
+            services,
+            capacity=self._options.max_concurrent_runs,
+            ended=lambda run: self._ended(run, observer, claimer),
         )
         worker = Worker(
             services,
@@ -175,7 +180,7 @@ class _Life:
             running=lambda: len(crew.drivers),
             lost=lambda: crew.each(lambda driver: driver.abort("lost")),
         )
-        observer = Observer(services, lambda: worker.id)
+        observer = Observer(services, lambda: worker.held_id)
         claimer = Claimer(services, self._registry, crew, worker, observer)
         return Machinery(
             services=services,
@@ -189,10 +194,10 @@ class _Life:
             crash=self._crash,
         )
 
-    @staticmethod
-    def _ended(observer: Observer, claimer: Claimer) -> None:
-        """A driver ended: runs of dead workers that had to wait for it may be taken now."""
-        if observer.dead:
+    def _ended(self, run: RunDoc, observer: Observer, claimer: Claimer) -> None:
+        """A driver ended: its run may be due already, and runs of dead workers may have had to wait for it."""
+        due_at = run.head.due_at
+        if observer.dead or (due_at is not None and due_at <= self._clock.now()):
             claimer.wake()
 
     async def _prepare(self, machinery: Machinery) -> None:
@@ -218,7 +223,7 @@ class _Life:
     def _hinted(self, hint: Hint) -> None:
         """The store tells of a write, perhaps by another engine."""
         machinery = self._machinery
-        if machinery is None:
+        if machinery is None or self._is_ending(machinery):
             return
         if hint.due_at is not None:
             machinery.claimer.notify(hint.due_at)
@@ -232,6 +237,10 @@ class _Life:
                 driver.writer.refresh()
         elif not hint.run_id and self._is_worker:
             machinery.services.spawn(self._look)
+
+    def _is_ending(self, machinery: Machinery) -> bool:
+        """Whether no task can be started any more; the writer, perhaps another engine, must not feel that."""
+        return self._scope.cancel_called or machinery.services.nursery.cancel_scope.cancel_called
 
     async def _look(self) -> None:
         """A worker's lock was released: it may have left runs behind."""
@@ -250,23 +259,25 @@ class _Life:
         self._scope.cancel()
         with trio.CancelScope(shield=True):
             await self._finished.wait()
-            if machinery.worker.id is not None:
-                await self._store.drop_worker(machinery.worker.id)
+            if machinery.worker.held_id is not None:
+                await self._store.drop_worker(machinery.worker.held_id)
 
     # --- leaving -------------------------------------------------------------------------------------------
 
     async def leave(self) -> None:
         """Drain, hand back what is left, sign off, end every task."""
         machinery = self._machinery
-        if machinery is not None and not self._finished.is_set():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._cancel_when_finished, nursery.cancel_scope)
-                await self._drain(machinery)
-                await machinery.services.committer.flushed()
-                await machinery.worker.discharge()
-                nursery.cancel_scope.cancel()
-            machinery.services.publisher.close()
-        self._scope.cancel()
+        try:
+            if machinery is not None and not self._finished.is_set():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._cancel_when_finished, nursery.cancel_scope)
+                    await self._drain(machinery)
+                    await machinery.services.committer.flushed()
+                    await machinery.worker.discharge()
+                    nursery.cancel_scope.cancel()
+                machinery.services.publisher.close()
+        finally:
+            self._scope.cancel()
         await self._finished.wait()
 
     async def _cancel_when_finished(self, scope: trio.CancelScope) -> None:

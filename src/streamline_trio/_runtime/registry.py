@@ -27,7 +27,7 @@ class Registry:
         self._plans: dict[tuple[str, str, str], Plan] = {}
         for workflow in workflows:
             self._add(workflow)
-        self.routes = tuple(Route(workflow, version) for workflow, version in self._workflows)
+        self.routes: tuple[Route, ...] = tuple(Route(workflow, version) for workflow, version in self._workflows)
 
     def _add(self, workflow: Workflow[Any, Any]) -> None:
         if not is_a(workflow, Workflow):

@@ -85,7 +85,7 @@ class Services:
             run_id="" if origin is None else origin.id,
             workflow="" if origin is None else origin.workflow,
             tenant=None if origin is None else origin.tenant,
-            at=self.clock.now(),
+            at_millis=self.clock.now(),
             context=context,
             error=repr(error),
         )

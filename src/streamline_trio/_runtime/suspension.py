@@ -25,17 +25,19 @@ class Goto:
     __slots__ = ("target",)
 
     def __init__(self, target: str) -> None:
-        self.target = target
+        self.target: str = target
 
 
 class Suspender:
     """One entry of one handler: what it has asked so far, and what it wants now."""
 
-    __slots__ = ("_keys", "_ordinals", "_places", "_step", "_task", "scope", "wanted")
+    __slots__ = ("_keys", "_ordinals", "_places", "_step", "_task", "ended", "replayed", "scope", "wanted")
 
     def __init__(self, step: str) -> None:
-        self.scope = trio.CancelScope()
+        self.scope: trio.CancelScope = trio.CancelScope()
         self.wanted: Ask | Goto | None = None
+        self.replayed: list[tuple[str, int]] = []
+        self.ended: bool = False
         self._task: trio.lowlevel.Task | None = None
         self._step = step
         self._keys: set[str] = set()
@@ -110,6 +112,8 @@ class Suspender:
                     raise self._mismatch(ask, other)
         if record is None or record.ask != ask.ask:
             return None
+        if record.attempt != attempt and record.outcome is not None:
+            self.replayed.append((ask.key, ask.place))
         return record
 
     def _mismatch(self, ask: Ask, record: Record) -> SuspensionMismatch:

@@ -50,7 +50,7 @@ def decode_worker(body: bytes) -> WorkerDoc:
 
 
 class Worker:
-    """This engine's worker. `id` is None until it has enlisted, and while it changes its id."""
+    """This engine's worker. It has an id once it has enlisted; while it changes it, it has none."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class Worker:
         *,
         lost: Callable[[], None],
     ) -> None:
-        self.id: str | None = None
-        self.loop_lag = 0.0
+        self._id: str | None = None
+        self.loop_lag: float = 0.0
         self._services = services
         self._routes = routes
         self._running = running
@@ -70,15 +70,25 @@ class Worker:
         self._good_until = float("inf")
         self._started_at = 0
         self._lock = trio.Lock()
-        self.retirements = 0
+        self.retirements: int = 0
+
+    @property
+    def id(self) -> str | None:
+        """The id to lease runs under; None if there is none, or its last beat is too old to begin anything."""
+        return None if trio.current_time() >= self._good_until else self._id
+
+    @property
+    def held_id(self) -> str | None:
+        """The id whose lock and document are ours, however old its last beat."""
+        return self._id
 
     async def enlist(self) -> str:
         """Take an id, its lock and its document, in that order and before the first leased write."""
         async with self._lock:
-            if self.id is None:
+            if self._id is None:
                 await self._enlist()
-            assert self.id is not None
-            return self.id
+            assert self._id is not None
+            return self._id
 
     async def _enlist(self) -> None:
         services = self._services
@@ -86,12 +96,17 @@ class Worker:
         self._started_at = services.clock.now()
         sent = trio.current_time()
         await services.store.hold_worker(worker_id)
-        verdict = await services.committer.submit(PutSide(WORKERS, worker_id, None, self._body()))
+        try:
+            verdict = await services.committer.submit(PutSide(WORKERS, worker_id, None, self._body()))
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await services.store.drop_worker(worker_id)
+            raise
         if not isinstance(verdict, Applied):
             raise StreamlineError(f"worker id {worker_id} is in use")
         self._beat = 1
         self._renewed(sent)
-        self.id = worker_id
+        self._id = worker_id
 
     def _renewed(self, sent: float) -> None:
         lease = self._services.options.lease
@@ -122,10 +137,11 @@ class Worker:
             planned = trio.current_time() + interval
             await trio.sleep(interval)
             self.loop_lag = max(trio.current_time() - planned, 0.0)
-            if self.id is None:
+            worker_id = self._id
+            if worker_id is None:
                 continue
             with trio.CancelScope(deadline=self._good_until):
-                if await self._try_beat(self.id):
+                if await self._try_beat(worker_id):
                     continue
             await self._retire()
 
@@ -148,13 +164,14 @@ class Worker:
 
     async def _retire(self) -> None:
         """Stop every handler, mark the old id dead, and go on under a new one."""
-        old, self.id = self.id, None
-        assert old is not None
-        self.retirements += 1
-        self._services.logger.warning("worker %s lost its lease: its runs go to others", old)
-        self._lost()
-        await self._until_available(lambda: self._bury(old))
-        await self._until_available(self.enlist)
+        async with self._lock:
+            old, self._id = self._id, None
+            assert old is not None
+            self.retirements += 1
+            self._services.logger.warning("worker %s lost its lease: its runs go to others", old)
+            self._lost()
+            await self._until_available(lambda: self._bury(old))
+            await self._until_available(self._enlist)
 
     async def _bury(self, worker_id: str) -> None:
         store = self._services.store
@@ -175,7 +192,7 @@ class Worker:
 
     async def discharge(self) -> None:
         """Remove the document and release the lock: nothing is leased to this id any more."""
-        worker_id, self.id = self.id, None
+        worker_id, self._id = self._id, None
         if worker_id is None:
             return
         try:

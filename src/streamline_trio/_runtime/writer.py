@@ -45,11 +45,11 @@ class RunWriter:
     def __init__(self, services: Services, run: RunDoc, plan: Plan, *, noticed: Callable[[RunDoc], None]) -> None:
         lease = run.head.lease
         assert lease is not None, "a writer is for a run that is held"
-        self.run = run
+        self.run: RunDoc = run
         self.plan = plan
-        self.worker = lease.worker
-        self.fence = lease.fence
-        self.lost = False
+        self.worker: str = lease.worker
+        self.fence: int = lease.fence
+        self.lost: bool = False
         self._services = services
         self._noticed = noticed
         self._pending: list[_Entry] = []

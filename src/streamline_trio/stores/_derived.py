@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -58,10 +59,9 @@ def meta_values(meta: bytes | None) -> dict[str, bytes]:
     if meta is None:
         return {}
     try:
-        values = _decode_map(meta)
+        return {key: _comparable(value) for key, value in _decode_map(meta).items()}
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return {}
-    return {key: _comparable(value) for key, value in values.items()}
 
 
 def wanted_meta(meta: Mapping[str, object] | None) -> dict[str, bytes]:
@@ -82,9 +82,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
         return int(value)
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_plain(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
     return value
 
 
@@ -142,14 +142,20 @@ def label_change(before: RunDoc, after: RunDoc) -> tuple[frozenset[bytes], froze
 
 def tag_label(tag: str) -> bytes:
     """The label of a tag."""
-    return b"t" + tag.encode()
+    return _label(b"t", tag)
 
 
 def meta_label(key: str, comparable: bytes) -> bytes:
     """The label of a value of meta."""
-    return b"m" + _encode((key, comparable))
+    return _label(b"m", (key, comparable))
 
 
 def signal_label(tenant: str | None, signal: str) -> bytes:
     """The label of runs that wait for the signal in the tenant's scope."""
-    return b"s" + _encode((tenant, signal))
+    return _label(b"s", (tenant, signal))
+
+
+def _label(kind: bytes, value: object) -> bytes:
+    """Bytes that are equal for equal values, and short: large values of meta would fill an index."""
+    encoded = _encode(value)
+    return kind + (encoded if len(encoded) < sha256().digest_size else sha256(encoded).digest())

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from msgspec.structs import replace
 
-from streamline_trio._core.documents import Head, Lease, Origin, Record, RunDoc
+from streamline_trio._core.documents import (
+    ErrorDoc,
+    Head,
+    Lease,
+    Memo,
+    Message,
+    Origin,
+    Parent,
+    Record,
+    RunDoc,
+    Scheduled,
+    StepDoc,
+    Try,
+    WaitNote,
+)
 from streamline_trio._core.store import Applied, Insert, Store, Update, Verdict, Write
 
 Hook = Literal["spoil", "twin"]
@@ -77,7 +91,7 @@ def check(condition: int | None, *, needs: Hook | None = None) -> Callable[[Body
 
 
 @asynccontextmanager
-async def opened(subject: Subject) -> AsyncIterator[Store]:
+async def opened(subject: Subject) -> AsyncGenerator[Store]:
     """A fresh store, open inside the block."""
     store = subject.make()
     async with using(store):
@@ -85,7 +99,7 @@ async def opened(subject: Subject) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
-async def using(store: Store) -> AsyncIterator[None]:
+async def using(store: Store) -> AsyncGenerator[None]:
     """The store is open inside the block."""
     await store.open()
     try:
@@ -127,11 +141,10 @@ HEAD_FIELDS = frozenset(Head.__struct_fields__)
 
 def sample(run_id: str, **fields: Any) -> RunDoc:
     """A running run without a lease; fields of origin, head and maps by name, `worker` for a lease."""
-    origin = {name: fields.pop(name) for name in list(fields) if name in Origin.__struct_fields__}
+    origin: dict[str, Any] = {"workflow": "w", "start_id": 1, "created_at": 1000, "input": b"\x80"}
+    origin |= {name: fields.pop(name) for name in list(fields) if name in Origin.__struct_fields__}
     run = RunDoc(
-        origin=Origin(
-            **{"id": run_id, "workflow": "w", "start_id": 1, "created_at": 1000, "input": b"\x80", **origin}
-        ),
+        origin=Origin(id=run_id, **origin),
         head=Head(version="1", fingerprint="f", status="running", updated_at=1000),
         state=b"\x80",
     )
@@ -158,4 +171,42 @@ def _with(run: RunDoc, fields: dict[str, Any]) -> RunDoc:
 
 def record(kind: Literal["timer", "human", "signal"] = "human", **fields: Any) -> Record:
     """An open wait."""
-    return Record(**{"kind": kind, "ask": "a", "attempt": 1, "place": 0, "opened_at": 1000, **fields})
+    return Record(kind=kind, ask="a", attempt=1, place=0, opened_at=1000, **fields)
+
+
+def rich_run(run_id: str = "rich") -> RunDoc:
+    """A run that has something in every part, under keys of any text."""
+    odd = ("", "/", "a/b", "ünï-☃-𝄞", 'it\'s "%s" $.x', "nul\0", "x" * 500)
+    origin = {
+        "input": bytes(range(256)),
+        "tenant": "t",
+        "priority": -100,
+        "user": "u",
+        "tags": odd,
+        "meta": b"\x81\xa1a\x01",
+        "idempotency_key": "k",
+        "parent": Parent(run="p", step="s"),
+        "scheduled": Scheduled(at=5, local="2026-03-29 02:30", zone="Europe/Berlin", gap=True),
+        "start_id": 2**63 - 1,
+    }
+    error = ErrorDoc(code="c", message="m", type="t", step="s", traceback="x" * 5000)
+    trial = Try(attempt=1, worker="w", started_at=1, ended_at=2, outcome="failed")
+    note = WaitNote(kind="human", name="n", opened_at=1, resolved_at=2, outcome="value")
+    step = StepDoc(status="done", output=b"", error=error, tries=(trial,), waits=(note,))
+    return sample(
+        run_id,
+        **origin,
+        commits=(1, 2**63 - 1),
+        error=error,
+        state=b"\0" * 100_000,
+        steps=dict.fromkeys(odd, step),
+        records={key: record(tokens=(key,), shape=b"", due_at=7) for key in odd},
+        checkpoints=dict.fromkeys(odd, b"\xc1"),
+        memos=dict.fromkeys(odd, Memo(step="s", value=b"")),
+        inbox=dict.fromkeys(odd, Message(signal="s", payload=b"", id="i", at=1)),
+        seen=dict.fromkeys(odd, 2**53),
+    )
+
+
+UNENCODABLE = sample("unencodable", pause_reason="\ud800")
+KEYED = sample("r1", idempotency_key="k")

@@ -158,7 +158,7 @@ async def hints_tell_what_happened(subject: Subject) -> None:
         stop = store.watch(heard.append)
         run = sample("r1", due_at=7)
         await put(store, run)
-        await _expect_hint(heard, lambda hint: hint.run_id == "r1" and hint.due_at == 7, "a due run")
+        await _expect_hint(heard, lambda hint: hint.run_id == "r1" and hint.due_at == run.head.due_at, "a due run")
         held = after(run, due_at=None, worker="w")
         asked = after(held, attention=True)
         settled = after(asked, worker=None, attention=False, status="done")

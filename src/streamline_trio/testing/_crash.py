@@ -12,4 +12,4 @@ async def crash(engine: Engine) -> None:
     (a task cannot be made to vanish), but nothing they do afterwards is written. Leaving the engine's block
     does nothing more.
     """
-    await engine._machinery.crash()  # noqa: SLF001 - the runtime's own test support
+    await engine._machinery.crash()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the runtime's own support

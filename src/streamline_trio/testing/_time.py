@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
 import trio
 import trio.testing
 import whenever
-from typing_extensions import TypeVarTuple, Unpack
 
 from streamline_trio._core.durations import instant_millis
 from streamline_trio._runtime.clock import VirtualClock, virtual_clock
@@ -21,8 +20,8 @@ START = whenever.Instant.from_utc(2026, 1, 1)
 
 
 def run(
-    async_fn: Callable[[Unpack[Ts]], Awaitable[T]],
-    *args: Unpack[Ts],
+    async_fn: Callable[[*Ts], Awaitable[T]],
+    *args: *Ts,
     start: datetime | whenever.Instant = START,
 ) -> T:
     """`trio.run`, but whenever nothing can happen the clock skips to the next thing that will.

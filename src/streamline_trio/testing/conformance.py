@@ -20,14 +20,29 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from streamline_trio._core.store import Store
-from streamline_trio.testing import _conformance_beside, _conformance_reads, _conformance_writes
+from streamline_trio.testing import (
+    _conformance_batches,
+    _conformance_beside,
+    _conformance_content,
+    _conformance_guards,
+    _conformance_reads,
+)
 from streamline_trio.testing._conformance_base import REGISTERED, Check, NotConformant, Subject
 
 __all__ = ["CHECKS", "BoundCheck", "Check", "NotConformant", "Subject", "conformance_tests"]
 
-_MODULES = (_conformance_writes, _conformance_reads, _conformance_beside)
+# Importing them registers their checks.
+_MODULES = (
+    _conformance_batches,
+    _conformance_guards,
+    _conformance_content,
+    _conformance_reads,
+    _conformance_beside,
+)
 
-CHECKS: tuple[Check, ...] = tuple(REGISTERED)
+CHECKS: tuple[Check, ...] = tuple(
+    sorted(REGISTERED, key=lambda check: (check.condition is None, check.condition or 0))
+)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from streamline_trio._core.decide.turn import Turn
 from streamline_trio._core.documents import ErrorDoc, Lease
 from streamline_trio._core.errors import StepNotFound, VersionMismatch
 from streamline_trio._core.events import (
+    StepFailed,
     WorkflowDeadLettered,
     WorkflowRecovered,
     WorkflowResumed,
@@ -72,7 +73,8 @@ def _fail_current(turn: Turn, error: ErrorDoc) -> None:
     """Fail the run and its current step, also one that is pending."""
     step_id = turn.current()
     if turn.step(step_id).status == "pending":
-        turn.move_step(step_id, "failed", error=error, ended_at=turn.now, retry_at=None)
+        step = turn.move_step(step_id, "failed", error=error, ended_at=turn.now, retry_at=None)
+        turn.emit(StepFailed, step=step_id, attempt=step.attempts, code=error.code, message=error.message)
     turn.settle_failed(error)
 
 
@@ -111,9 +113,14 @@ def _take(turn: Turn, worker: str) -> None:
 
 def _start(turn: Turn, worker: str) -> None:
     turn.to("running")
-    turn.change(started_at=turn.now)
-    turn.emit(WorkflowStarted)
+    _note_start(turn)
     turn.begin(turn.plan.first, worker)
+
+
+def _note_start(turn: Turn) -> None:
+    if turn.head.started_at is None:
+        turn.change(started_at=turn.now)
+        turn.emit(WorkflowStarted)
 
 
 def _wake(turn: Turn, worker: str) -> None:
@@ -133,5 +140,6 @@ def _wake(turn: Turn, worker: str) -> None:
 def _continue(turn: Turn, worker: str) -> None:
     """The run is ready: its next step has not begun, or its handler is to be entered again."""
     step_id = turn.current()
+    _note_start(turn)
     if turn.step(step_id).status == "pending":
         turn.begin(step_id, worker)

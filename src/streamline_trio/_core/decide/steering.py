@@ -66,21 +66,28 @@ def rewound(turn: Turn, happening: Rewound) -> None:
     turn.drop_records(keep_outcomes=False)
     turn.current_step = happening.to
     turn.emit(WorkflowRewound, step=happening.to)
-    _take_up_again(turn, output_step=None)
+    _take_up_again(turn)
 
 
 def retried(turn: Turn, _happening: Retried) -> None:
     """Give what failed fresh attempts; everything that succeeded stays."""
     if turn.status != "failed":
         raise turn.invalid("retry", "it has not failed", "failed")
-    step_id = turn.current_step
-    if step_id is not None and step_id in turn.steps:
+    step_id = turn.current_step = _reached(turn)
+    if step_id in turn.steps:
         if turn.step(step_id).status == "failed":
             turn.move_step(step_id, "pending", ended_at=None, retry_at=None)
         turn.put_step(step_id, _replace(turn.step(step_id), attempts=0, failures=0, error=None))
     forget_failed_outcomes(turn)
+    _make_memos(turn)
     turn.emit(WorkflowRetry, step=step_id)
-    _take_up_again(turn, output_step=turn.head.output_step)
+    _take_up_again(turn)
+
+
+def _make_memos(turn: Turn) -> None:
+    """Attempts count from 1 again: what is recorded belongs to none of the coming ones."""
+    if turn.records:
+        turn.records = {key: _replace(record, attempt=0) for key, record in turn.records.items()}
 
 
 def _require_rewindable(turn: Turn, happening: Rewound, target: int) -> None:
@@ -91,9 +98,14 @@ def _require_rewindable(turn: Turn, happening: Rewound, target: int) -> None:
         )
     if turn.lease is not None and not happening.lease_dead:
         raise turn.invalid("rewind", "a step is running: pause it and wait for the step to end", *allowed)
-    reached = turn.current_step
-    if reached is not None and _is_known(turn, reached) and turn.plan.index(reached) < target:
+    reached = _reached(turn)
+    if turn.status != "done" and _is_known(turn, reached) and turn.plan.index(reached) < target:
         raise turn.invalid("rewind", f"it has not reached step {happening.to}", *allowed)
+
+
+def _reached(turn: Turn) -> str:
+    """The step where the run stands; one that failed before it began stands at the first."""
+    return turn.current_step or turn.plan.first
 
 
 def _is_known(turn: Turn, step_id: str) -> bool:
@@ -106,14 +118,13 @@ def _without_steps(turn: Turn, steps: set[str]) -> dict[str, Memo]:
     return {key: memo for key, memo in turn.memos.items() if memo.step not in steps}
 
 
-def _take_up_again(turn: Turn, *, output_step: str | None) -> None:
+def _take_up_again(turn: Turn) -> None:
     turn.to("running")
     turn.lease = None
     turn.cancel_requested = False
     turn.change(
         error=None,
         ended_at=None,
-        output_step=output_step,
         cancel_requested=False,
         cancel_reason=None,
         dead_lettered=False,
@@ -121,6 +132,4 @@ def _take_up_again(turn: Turn, *, output_step: str | None) -> None:
         attention=False,
     )
     turn.ready()
-    if turn.head.started_at is None:
-        turn.change(started_at=turn.now)
     restart_deadline(turn)

@@ -42,7 +42,7 @@ def finished(turn: Turn, happening: Finished) -> None:
         position=position,
     )
     turn.change(finished=position, output_step=happening.step, streak=0)
-    duration = None if step.started_at is None else (turn.now - step.started_at) / 1000
+    duration = None if step.started_at is None else max(0, turn.now - step.started_at) / 1000
     turn.emit(StepCompleted, step=happening.step, attempt=step.attempts, duration=duration)
     _leave_step(turn)
     go_on(turn, turn.plan.after(happening.step), happening.worker, release=happening.release)
@@ -98,7 +98,7 @@ def _schedule_retry(turn: Turn, step: StepDoc, happening: AttemptFailed) -> None
         step=happening.step,
         attempt=step.attempts,
         attempts=policy.attempts,
-        retry_at=retry_at,
+        retry_at_millis=retry_at,
         code=happening.error.code,
         message=happening.error.message,
     )
@@ -168,8 +168,16 @@ def reset_steps(turn: Turn, step_ids: tuple[str, ...]) -> None:
         for step_id in begun
     }
     turn.steps = {**turn.steps, **fresh}
+    if turn.changed("output_step") in begun:
+        turn.change(output_step=_last_done(turn))
     if turn.checkpoints:
         turn.checkpoints = {k: v for k, v in turn.checkpoints.items() if k.partition("/")[0] not in begun}
+
+
+def _last_done(turn: Turn) -> str | None:
+    """The id of the step that finished last, of those whose output still stands."""
+    done = [(step.position, step_id) for step_id, step in turn.steps.items() if step.status == "done"]
+    return max(done)[1] if done else None
 
 
 def forget_failed_outcomes(turn: Turn) -> None:

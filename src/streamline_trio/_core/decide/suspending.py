@@ -8,6 +8,7 @@ from streamline_trio._core.decide.matching import take_message
 from streamline_trio._core.decide.stepping import overdue
 from streamline_trio._core.decide.turn import Turn
 from streamline_trio._core.documents import Record
+from streamline_trio._core.errors import SuspensionError
 from streamline_trio._core.events import StepWaiting, WorkflowWaiting
 from streamline_trio._core.happenings import Ask, Suspended, WaitOpened
 
@@ -15,7 +16,10 @@ _replace = msgspec.structs.replace
 
 
 def suspended(turn: Turn, happening: Suspended) -> None:
-    """Park, unless a wait is over already: then the run stays leased and the handler is entered again."""
+    """Park, unless a wait is over already: then the run stays leased and the handler is entered again.
+
+    While the run is paused no wait times out, so a time that has come fires when it is unpaused.
+    """
     turn.require_held(happening)
     turn.require_running(happening.step)
     if turn.cancel_requested:
@@ -24,14 +28,17 @@ def suspended(turn: Turn, happening: Suspended) -> None:
     if turn.is_overdue:
         turn.settle_failed(overdue(turn))
         return
+    _own_replayed(turn, happening)
     for ask in happening.asks:
         open_wait(turn, happening.step, ask)
     turn.change(streak=0)
-    fire(turn)
+    if not turn.paused:
+        fire(turn)
     if any(turn.records[ask.key].outcome is not None for ask in happening.asks):
         if happening.release:
             turn.release()
         return
+    _close_others(turn, {ask.key for ask in happening.asks})
     turn.move_step(happening.step, "waiting")
     turn.to("waiting")
     turn.emit(WorkflowWaiting, step=happening.step)
@@ -45,17 +52,37 @@ def wait_opened(turn: Turn, happening: WaitOpened) -> None:
     open_wait(turn, happening.step, happening.ask)
 
 
+def _close_others(turn: Turn, asked: set[str]) -> None:
+    """A wait that an earlier attempt opened and this one did not ask for must not take signals or answers."""
+    stale = {key for key, record in turn.records.items() if record.outcome is None and key not in asked}
+    if stale:
+        turn.records = {key: record for key, record in turn.records.items() if key not in stale}
+
+
 def open_wait(turn: Turn, step_id: str, ask: Ask) -> None:
     """Make or adopt the record of an ask; a signal that has come already is taken from the inbox."""
+    _take_token(turn, step_id, ask)
     known = turn.records.get(ask.key)
     if known is not None and known.ask == ask.ask:
         if known.outcome is None:
             _adopt(turn, ask, known)
         return
     turn.put_record(ask.key, _record(turn, step_id, ask))
-    turn.emit(StepWaiting, step=step_id, kind=ask.kind, reason=ask.reason or ask.signal, due_at=ask.due_at)
+    turn.emit(StepWaiting, step=step_id, kind=ask.kind, reason=ask.reason or ask.signal, due_at_millis=ask.due_at)
     if ask.kind == "signal":
         take_message(turn, ask.key)
+
+
+def _take_token(turn: Turn, step_id: str, ask: Ask) -> None:
+    """A token answers one wait: that of an earlier attempt gives way to this one, of the same attempt it does not."""
+    if ask.token is None:
+        return
+    for key, record in turn.records.items():
+        if key != ask.key and record.is_open and ask.token in record.tokens:
+            if record.attempt == turn.step(step_id).attempts:
+                raise SuspensionError(f"step {step_id}: one token is to answer two waits", step=step_id)
+            turn.records = {k: r for k, r in turn.records.items() if k != key}
+            return
 
 
 def fire(turn: Turn) -> bool:
@@ -68,6 +95,13 @@ def fire(turn: Turn) -> bool:
     for key, record in due:
         turn.resolve(key, "fired" if record.kind == "timer" else "timed_out")
     return bool(due)
+
+
+def _own_replayed(turn: Turn, happening: Suspended) -> None:
+    """What this attempt was given of earlier ones is its own from now: it must ask for it again in this order."""
+    attempt = turn.step(happening.step).attempts
+    for key, place in happening.replayed:
+        turn.put_record(key, _replace(turn.records[key], attempt=attempt, place=place))
 
 
 def _adopt(turn: Turn, ask: Ask, known: Record) -> None:

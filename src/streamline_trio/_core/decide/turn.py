@@ -215,7 +215,8 @@ class Turn:
     def note_failure(self, step_id: str, error: ErrorDoc) -> StepDoc:
         """Count a failed attempt; the step stays as it is."""
         step = self.step(step_id)
-        failure = self._try(step, "failed", step.worker or "", error)
+        holder = "" if self.lease is None else self.lease.worker
+        failure = self._try(step, "failed", holder, error)
         step = _replace(step, failures=step.failures + 1, error=error, tries=(*step.tries, failure)[-KEPT_TRIES:])
         self.put_step(step_id, step)
         return step
@@ -284,24 +285,28 @@ class Turn:
         self.to(status)
         self.lease = None
         self.paused = False
-        self.change(ended_at=self.now, attention=False, ready_at=None)
+        self.change(ended_at=self.now, attention=False, ready_at=None, pause_reason=None)
         self.drop_records(keep_outcomes=status == "failed")
 
     # --- the result ----------------------------------------------------------------------------------------
 
     def build(self, commit: int | None) -> Decision:
-        """The next run: one revision on, its due time computed, stamped with the commit's id."""
+        """The next run: one revision on, its due time computed, stamped with the commit's id.
+
+        What is decided on the result of the same commit belongs to it, and to its revision.
+        """
         before = self.run.head
+        merged = commit is not None and before.commits[-1:] == (commit,)
         self._head.update(
             status=self.status,
             lease=self.lease,
             current_step=self.current_step,
             paused=self.paused,
-            revision=before.revision + 1,
+            revision=before.revision + (not merged),
             updated_at=max(self.now, before.updated_at),
             due_at=None,
         )
-        if commit is not None and before.commits[-1:] != (commit,):
+        if commit is not None and not merged:
             self._head["commits"] = (*before.commits, commit)[-KEPT_COMMITS:]
         head = _replace(before, **self._head)
         if head.lease is None:
@@ -328,7 +333,7 @@ class Turn:
                 workflow=origin.workflow,
                 tenant=origin.tenant,
                 revision=head.revision,
-                at=self.now,
+                at_millis=self.now,
                 **fields,
             )
             for event, fields in self._event_specs

@@ -17,7 +17,7 @@ NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs"})
 def check_place(path: Path, mounts: Path = MOUNTS) -> None:
     """Raise `StoreUnavailable` where a database cannot be, or cannot be shared safely."""
     if not path.parent.is_dir():
-        raise StoreUnavailable(f"the directory {path.parent} of {path.name} does not exist", path=str(path))
+        raise StoreUnavailable(f"{path} cannot be made: its directory does not exist", path=str(path))
     if path.exists() and not path.is_file():
         raise StoreUnavailable(f"{path} is not a file", path=str(path))
     kind = file_system(path, mounts)

@@ -96,12 +96,13 @@ def page_statement(query: RunQuery, sort: SortKey, limit: int, after: Cursor | N
     asked = condition(query)
     if after is not None:
         asked.add(f"({column}, id) {beyond} (?, ?)", after.value, after.run_id)
-    statement = f"SELECT {column}, id FROM runs WHERE {asked.where()} ORDER BY {column} {order}, id {order} LIMIT ?"
+    # Only names and placeholders of ours are put together.
+    statement = f"SELECT {column}, id FROM runs WHERE {asked.where()} ORDER BY {column} {order}, id {order} LIMIT ?"  # noqa: S608
     return statement, [*asked.values, limit]
 
 
 def count(connection: sqlite3.Connection, query: RunQuery) -> int:
     """How many runs match."""
     asked = condition(query)
-    (number,) = connection.execute(f"SELECT count(*) FROM runs WHERE {asked.where()}", asked.values).fetchone()
-    return int(number)
+    statement = f"SELECT count(*) FROM runs WHERE {asked.where()}"  # noqa: S608
+    return int(connection.execute(statement, asked.values).fetchone()[0])

@@ -12,6 +12,8 @@ by it, since that is how retention asks for them.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
 
 from streamline_trio._core.errors import StoreUnavailable
 
@@ -88,19 +90,34 @@ _WAL_TRIES = 100
 
 def prepare_file(connection: sqlite3.Connection, path: str) -> None:
     """Make the file ours if it is new, else make sure that it is; safe in many processes at once."""
-    if _number(connection, "PRAGMA user_version") == 0:
-        _refuse_foreign(connection, path)
+    # Another program's file must not even be switched to write-ahead logging.
+    with _transaction(connection, "BEGIN"):
+        _is_new(connection, path)
     _use_wal(connection, path)
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        if _number(connection, "PRAGMA user_version") == 0:
-            _refuse_foreign(connection, path)
+    with _transaction(connection, "BEGIN IMMEDIATE"):
+        if _is_new(connection, path):
             _create_tables(connection)
+    _refuse_newer(connection, path)
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection, begin: str) -> Generator[None]:
+    connection.execute(begin)
+    try:
+        yield
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-    _refuse_newer(connection, path)
+
+
+def _is_new(connection: sqlite3.Connection, path: str) -> bool:
+    """Whether nothing is in the file; both are read in one transaction, since another may be making it ours."""
+    if _number(connection, "PRAGMA user_version"):
+        return False
+    if _number(connection, "SELECT count(*) FROM sqlite_master"):
+        raise _foreign(path)
+    return True
 
 
 def _create_tables(connection: sqlite3.Connection) -> None:
@@ -110,14 +127,13 @@ def _create_tables(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def _refuse_foreign(connection: sqlite3.Connection, path: str) -> None:
-    if _number(connection, "SELECT count(*) FROM sqlite_master"):
-        raise StoreUnavailable(f"{path} is a database of another program", path=path)
+def _foreign(path: str) -> StoreUnavailable:
+    return StoreUnavailable(f"{path} is a database of another program", path=path)
 
 
 def _refuse_newer(connection: sqlite3.Connection, path: str) -> None:
     if _number(connection, "PRAGMA application_id") != APPLICATION_ID:
-        raise StoreUnavailable(f"{path} is a database of another program", path=path)
+        raise _foreign(path)
     version = _number(connection, "PRAGMA user_version")
     if version > VERSION:
         raise StoreUnavailable(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar, TypeVarTuple
 
 import trio
 
@@ -37,12 +36,18 @@ from streamline_trio.stores.sqlite._schema import prepare_file
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 READERS = 2
 PREPARED = 512
-CACHE_KIB = 32_000
-CHECKPOINT_PAGES = 4000  # commits that write the same pages again share one copy into the database file
 
+_SETTINGS = (
+    "synchronous = FULL",
+    "fullfsync = ON",  # without it, macOS does not wait for the disk
+    "cache_size = -32000",
+    "wal_autocheckpoint = 4000",  # commits that write the same pages again share one copy into the database file
+    "journal_size_limit = 67108864",
+)
 _DAMAGE = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
 
 
@@ -66,7 +71,7 @@ class SqliteStore:
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout: float = 10.0) -> None:
         if os.fspath(path) in {"", ":memory:"}:
             raise ValueError("a SqliteStore needs a file; MemoryStore keeps runs in memory")
-        self.path = str(Path(path).absolute())
+        self.path: str = str(Path(path).absolute())
         self._busy_timeout = busy_timeout
         self._opened = 0
         self._writer: sqlite3.Connection | None = None
@@ -196,24 +201,26 @@ class SqliteStore:
     async def _read(
         self, function: Callable[Concatenate[sqlite3.Connection, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        return await self._in_thread(self._read_limiter, partial(self._with_reader, function, *args, **kwargs))
+        def read() -> T:
+            with self._reader() as connection:
+                return function(connection, *args, **kwargs)
 
-    async def _in_thread(
-        self, limiter: trio.CapacityLimiter, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+        return await self._in_thread(self._read_limiter, read)
+
+    async def _in_thread(self, limiter: trio.CapacityLimiter, function: Callable[[*Ts], T], *args: *Ts) -> T:
         with self._mapped():
-            return await trio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=limiter)
+            return await trio.to_thread.run_sync(function, *args, limiter=limiter)
 
-    def _with_reader(
-        self, function: Callable[Concatenate[sqlite3.Connection, P], T], /, *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    @contextmanager
+    def _reader(self) -> Generator[sqlite3.Connection]:
+        """A connection of this thread's own, in a transaction."""
         if not self._readers:
             raise self._not_open()
         connection = self._readers.popleft()
         try:
             connection.execute("BEGIN")
             try:
-                return function(connection, *args, **kwargs)
+                yield connection
             finally:
                 if connection.in_transaction:
                     connection.execute("COMMIT")
@@ -257,9 +264,8 @@ class SqliteStore:
             check_same_thread=False,
             cached_statements=PREPARED,
         )
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        for setting in _SETTINGS:
+            connection.execute(f"PRAGMA {setting}")
         return connection
 
     def _close(self) -> None:
@@ -277,7 +283,7 @@ class SqliteStore:
         return StoreUnavailable(f"{self.path} is not open", path=self.path)
 
     @contextmanager
-    def _mapped(self) -> Iterator[None]:
+    def _mapped(self) -> Generator[None]:
         """Make our errors of those of the database and the file system."""
         try:
             yield
