@@ -6,6 +6,7 @@ Fixtures are plain functions; what an async test needs opened it opens itself wi
 import functools
 import inspect
 import os
+import re
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import trio
 import trio.testing
 
 DEADLINE = 60.0
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 LATER = 1.1  # an async test is cancelled first by its own deadline, which tells more than the alarm
 
 _COMMON: dict[str, Any] = {
@@ -55,6 +57,13 @@ def alarm(seconds: float, nodeid: str) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object) -> str | None:
+    """An id without addresses: every worker process must collect the same tests."""
+    del config
+    text = repr(val)
+    return _ADDRESS.sub("", text) if _ADDRESS.search(text) else None
 
 
 @pytest.hookimpl(wrapper=True)

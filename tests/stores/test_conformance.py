@@ -27,4 +27,4 @@ async def test_memory(check):
 async def test_sqlite(check, tmp_path):
     """The SQLite store keeps every condition that the suite can check."""
     path = tmp_path / "runs.db"
-    await check(Subject(lambda: SqliteStore(path), spoil_sqlite, lambda store: SqliteStore(store.path)))
+    await check(Subject(lambda: SqliteStore(path), spoil_sqlite, twin=lambda _: SqliteStore(path)))

@@ -1,8 +1,27 @@
 """Calls that must type-check, in mypy and pyright, both strict."""
 
-from typing import assert_type
+import datetime as dt
+from typing import Any, Literal, assert_type
 
 import msgspec
+
+from streamline_trio import (
+    Engine,
+    Run,
+    RunHandle,
+    Signal,
+    Step,
+    StepContext,
+    StepOptions,
+    StepSpec,
+    StepState,
+    Workflow,
+    all_,
+    equals,
+    greater,
+    not_,
+    open_engine,
+)
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -10,5 +29,169 @@ class Order(msgspec.Struct, frozen=True):
     cents: int = 0
 
 
-assert_type(Order("o-1").cents, int)
-assert_type(msgspec.json.decode(b"{}", type=Order), Order)
+class State(msgspec.Struct):
+    status: Literal["new", "free", "paid"] = "new"
+    attempts: int = 0
+
+
+class Charge(msgspec.Struct):
+    charge_id: str
+
+
+class Outputs(msgspec.Struct):
+    fetch: str | None = None
+    count: int | None = None
+
+
+# --- workflows and their parameters ----------------------------------------------------------------------------
+
+assert_type(Workflow("plain"), Workflow[Any, Any])
+assert_type(Workflow("typed", input=Order), Workflow[Order, Order])
+assert_type(Workflow("stateful", input=Order, state=lambda _: State()), Workflow[Order, State])
+assert_type(Workflow("list", input=list[Order]), Workflow[list[Order], list[Order]])
+assert_type(Workflow("optional", input=Order | None), Workflow[Order | None, Order | None])
+
+order = Workflow(
+    "order",
+    input=Order,
+    state=lambda order: State(attempts=order.cents),
+    version="2.0.0",
+    defaults=StepOptions(attempts=5, retry_delay=dt.timedelta(seconds=2)),
+    timeout=86_400,
+    tags=("billing",),
+)
+approved = Signal("order.approved", bool)
+moved = Signal("order.moved", tuple[int, str] | None)
+untyped = Signal("order.untyped")
+
+assert_type(approved, Signal[bool])
+assert_type(moved, Signal[tuple[int, str] | None])
+assert_type(untyped, Signal[Any])
+
+
+# --- steps: attribute access is typed without annotations in predicates ----------------------------------------
+
+
+@order.step
+async def review(ctx: StepContext[Order, State]) -> bool:
+    assert_type(ctx.input, Order)
+    assert_type(ctx.state, State)
+    assert_type(ctx.state.status, Literal["new", "free", "paid"])
+    return await ctx.wait_for(approved, timeout=86_400)
+
+
+@order.step(attempts=5, timeout=30, backoff="linear", skip_if=lambda state: state.status == "free")
+async def charge(ctx: StepContext[Order, State]) -> Charge:
+    assert_type(ctx.output(review), bool)
+    assert_type(ctx.output(review, None), bool | None)
+    assert_type(ctx.output("review"), Any)
+    await ctx.set(status="paid")
+    return Charge(ctx.idempotency_key("charge"))
+
+
+@order.step(run_if=all_(not_(equals("status", "free")), greater("attempts", 3)))
+def in_thread(ctx: StepContext[Order, State]) -> int:
+    return len(ctx.output(charge).charge_id)
+
+
+async def is_new(state: State) -> bool:
+    return state.status == "new"
+
+
+@order.step(id="other-name", run_if=is_new, retry_on=(OSError, ValueError), jitter=0, max_payload_bytes=None)
+async def waits(ctx: StepContext[Order, State]) -> str | None:
+    assert_type(await ctx.wait("how many?", returns=int), int)
+    assert_type(await ctx.wait("who?", returns=Order), Order)
+    assert_type(await ctx.wait("maybe?", returns=str | None), str | None)
+    assert_type(await ctx.wait("what?", returns=Any), Any)
+    assert_type(await ctx.wait("anything"), Any)
+    assert_type(await ctx.wait_for(moved), tuple[int, str] | None)
+    assert_type(await ctx.wait_for("by.name"), Any)
+    await ctx.sleep(dt.timedelta(days=30))
+    await ctx.sleep_until(dt.datetime(2027, 1, 1, tzinfo=dt.UTC))
+    await ctx.checkpoint({"page": 3})
+    assert_type(await ctx.once("key", lambda: 5), int)
+    ctx.log("line", page=3)
+    ctx.progress(50, "half", left=2)
+    ctx.stream({"token": "x"})
+    if ctx.attempt > 2:
+        await ctx.goto(review)
+    return ctx.cancelled_reason
+
+
+assert_type(review, Step[bool])
+assert_type(charge, Step[Charge])
+assert_type(in_thread, Step[int])
+assert_type(waits, Step[str | None])
+
+
+async def plain(ctx: StepContext) -> int:
+    assert_type(ctx.input, Any)
+    assert_type(ctx.state, Any)
+    assert_type(ctx.outputs, Any)
+    return 1
+
+
+assert_type(order.add_step("added", plain, attempts=2), Step[int])
+
+# --- one parameter: the state is the input ---------------------------------------------------------------------
+
+doubled = Workflow("doubled", input=Order)
+
+
+@doubled.step(skip_if=lambda order: order.cents > 100)
+async def double(ctx: StepContext[Order]) -> int:
+    assert_type(ctx.input, Order)
+    assert_type(ctx.state, Order)
+    assert_type(ctx, StepContext[Order, Order])
+    return ctx.state.cents * 2
+
+
+# --- the steps map, with declared outputs ----------------------------------------------------------------------
+
+
+async def fetch(ctx: StepContext[str, str, Outputs]) -> str:
+    return ctx.input
+
+
+async def count(ctx: StepContext[str, str, Outputs]) -> int:
+    assert_type(ctx.outputs, Outputs)
+    assert_type(ctx.outputs.fetch, str | None)
+    return len(ctx.outputs.fetch or "")
+
+
+crawl = Workflow("crawl", input=str, steps={"fetch": fetch, "count": StepSpec(count, attempts=5)}, outputs=Outputs)
+assert_type(crawl, Workflow[str, str])
+
+
+# --- engines and handles ---------------------------------------------------------------------------------------
+
+
+async def program() -> None:
+    async with open_engine("sqlite:///orders.db", order, doubled, crawl, lease=15, name="one") as engine:
+        assert_type(engine, Engine)
+        run = await engine.start(order, Order("o-1", 4200), idempotency_key="o-1", tags=["a"], priority=5)
+        assert_type(run, RunHandle)
+        await engine.start("order", {"order_id": "o-2"}, delay=60)
+        await engine.start("order")
+        await engine.start(crawl, "text")
+        await engine.start(Workflow("plain"))
+        await engine.emit(approved, True, run=run)
+        await engine.emit(moved, None)
+        await engine.emit(untyped)
+        await engine.emit("by.name", {"any": "thing"}, match={"user": "ada"})
+        assert_type(await run.output(charge), Charge)
+        assert_type(await run.output("charge"), Any)
+        settled = await run.wait(timeout=5)
+        assert_type(settled, Run)
+        assert_type(settled.steps["charge"], StepState)
+        assert_type(await run.result(), Any)
+        await run.resume(5, step=waits)
+        await run.rewind(to=review)
+        page = await engine.find(workflow=order, status=["done", "failed"], limit=10)
+        assert_type(page.items, list[Run])
+        assert_type(page.cursor, str | None)
+        assert_type(await engine.count(status="done", tags=["a"]), int)
+        async with engine.events("step.*", run=run) as events:
+            async for event in events:
+                assert_type(event.run_id, str)

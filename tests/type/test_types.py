@@ -35,9 +35,7 @@ Checker = Callable[[list[Path]], list[Complaint]]
 
 def report_of(*command: str | Path) -> str:
     """What a checker printed. Both exit with 1 when they found something, with more when they broke."""
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode in {0, 1}, done.stdout + done.stderr
     return done.stdout
 

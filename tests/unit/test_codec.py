@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import hypothesis.strategies as st
 import msgspec
 import pytest
@@ -78,10 +80,8 @@ def test_parts_of_another_run_are_corruption():
 @given(st.dictionaries(st.text(max_size=8), st.binary(max_size=8), max_size=4))
 def test_any_damage_is_data_corruption_or_a_run(parts):
     """Whatever bytes stand in the parts, joining them raises nothing but DataCorruption."""
-    try:
+    with suppress(DataCorruption):
         join({**split(RUN), **parts})
-    except DataCorruption:
-        pass
 
 
 def test_fields_and_parts_of_a_later_release_are_ignored():

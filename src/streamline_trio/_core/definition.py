@@ -72,8 +72,8 @@ class Workflow(Generic[InputT, StateT]):
 
     `input` is any type msgspec can convert. `state` makes the first state of a run from its
     input; without it the state begins as a copy of the input. `timeout` (seconds) bounds a
-    whole run, `max_payload_bytes` each stored value, `max_step_logs` the kept log lines of
-    a step. Everything invalid raises `DefinitionError`.
+    whole run, `max_payload_bytes` each output, checkpoint and result of `once`,
+    `max_step_logs` the kept log lines of a run. Everything invalid raises `DefinitionError`.
     """
 
     @overload

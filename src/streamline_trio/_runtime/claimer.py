@@ -67,8 +67,10 @@ class Claimer:
         if self._worker.id is None or self._crew.free <= 0:
             await self._until_able()
         limit = min(self._crew.free, BATCH)
-        if limit <= 0 or self._worker.id is None:
+        if limit <= 0:
             return 0
+        if self._worker.id is None:
+            return _REFUSED_PAUSE
         taken = 0
         for dead in sorted(self._observer.dead):
             taken += await self._take_over(dead, limit - taken)
@@ -115,17 +117,18 @@ class Claimer:
     async def _take_over(self, worker: str, limit: int) -> int:
         """Claim runs of a worker that is gone; when none is left, forget it."""
         taken, after = 0, ""
-        elsewhere = False
+        left = False
         while taken < limit:
             page = await self._services.store.leased(worker, attention=False, limit=limit, after=after)
             if not page:
-                if not after or not elsewhere:
+                if not left:
                     await self._observer.forget(worker)
                 break
             after = _id_of(page[-1])
-            mine = [run for run in page if self._may_take_over(run)]
-            elsewhere = elsewhere or len(mine) < len(page)
-            taken += await self._claim(mine[: limit - taken], lease_dead=True)
+            mine = [run for run in page if self._may_take_over(run)][: limit - taken]
+            claimed = await self._claim(mine, lease_dead=True)
+            left = left or claimed < len(page)
+            taken += claimed
         return taken
 
     def _may_take_over(self, run: RunDoc | Corrupt) -> bool:

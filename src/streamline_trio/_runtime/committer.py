@@ -41,13 +41,15 @@ _LONGEST_PAUSE = 1.0
 class Submission:
     """One write, the rows that go with it, and who is told."""
 
-    __slots__ = ("doubtful", "rows", "tell", "write")
+    __slots__ = ("given_up_at", "rows", "tell", "write")
 
-    def __init__(self, write: Write, rows: Sequence[AppendRows], tell: Callable[[Outcome], None]) -> None:
+    def __init__(
+        self, write: Write, rows: Sequence[AppendRows], tell: Callable[[Outcome], None], given_up_at: float
+    ) -> None:
         self.write = write
         self.rows = rows
         self.tell = tell
-        self.doubtful = False
+        self.given_up_at = given_up_at
 
     @property
     def run_id(self) -> str | None:
@@ -77,7 +79,7 @@ class GroupCommitter:
 
     def post(self, write: Write, tell: Callable[[Outcome], None], rows: Sequence[AppendRows] = ()) -> None:
         """Queue a write; `tell` is called with its outcome, in the committer's task. Never blocks."""
-        self._queue.append(Submission(write, rows, tell))
+        self._queue.append(Submission(write, rows, tell, trio.current_time() + self._patience))
         self._arrived.set()
 
     async def submit(self, write: Write) -> Verdict:
@@ -160,7 +162,6 @@ class GroupCommitter:
     async def _resolve(self, submission: Submission, error: StoreUnavailable) -> None:
         """Find out whether a doubtful write was applied, and carry it out if it certainly was not."""
         pause = _FIRST_PAUSE
-        deadline = trio.current_time() + self._patience
         while True:
             try:
                 outcome = await self._settle_doubt(submission.write)
@@ -170,7 +171,7 @@ class GroupCommitter:
             if outcome is not None:
                 self._tell(submission, outcome)
                 return
-            if trio.current_time() + pause > deadline:
+            if trio.current_time() + pause > submission.given_up_at:
                 self._logger.warning("the store stays unavailable: %s", error)
                 self._tell(submission, error)
                 return

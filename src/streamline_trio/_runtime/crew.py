@@ -24,8 +24,16 @@ class Crew:
     names the runs whose taking is under way: leased, perhaps, but not driven yet.
     """
 
-    def __init__(self, services: Services, *, capacity: int, ended: Callable[[RunDoc], None]) -> None:
+    def __init__(
+        self,
+        services: Services,
+        *,
+        capacity: int,
+        worker: Callable[[], str | None],
+        ended: Callable[[RunDoc], None],
+    ) -> None:
         self._services = services
+        self._worker = worker
         self._ended = ended
         self._capacity = capacity
         self._reserved = 0
@@ -64,8 +72,11 @@ class Crew:
         self.cancel_reservation(run.origin.id)
         driver = Driver(self._services, run, workflow, self.threads)
         self.drivers[run.origin.id] = driver
-        if self.closed:
+        if driver.writer.worker != self._worker():
+            driver.abort("lost")  # it was taken under an id that has been retired since
+        elif self.closed:
             driver.leave()
+            driver.abort("leave")  # nothing of it has begun
         self._services.nursery.start_soon(self._drive, driver)
         return driver
 
@@ -85,10 +96,20 @@ class Crew:
         """Until a place has become free."""
         await self._changed.wait()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is driven and nothing is being taken."""
+        return not self.drivers and not self._reserved
+
     async def wait_empty(self) -> None:
         """Until nothing is driven and nothing is being taken."""
-        while self.drivers or self._reserved:
+        while not self.is_empty:
             await self._changed.wait()
+
+    def close(self) -> None:
+        """Take nothing more, and let every run go at the end of its present step."""
+        self.closed = True
+        self.each(lambda driver: driver.leave())
 
     def each(self, act: Callable[[Driver], None]) -> None:
         """Do something to every driver."""

@@ -6,7 +6,7 @@ for a whole lease of its own on *our* monotonic clock, or who is named by leases
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import msgspec
 import trio
@@ -34,7 +34,7 @@ class Observer:
         """
         named = await self._services.store.lease_holders() if holders else []
         live: set[str] = set()
-        async for side in self._sides():
+        for side in await self._sides():
             if side.key == self._own_id():
                 live.add(side.key)
             elif await self._is_gone(side):
@@ -55,8 +55,12 @@ class Observer:
 
     async def is_dead(self, worker: str) -> bool:
         """Whether the holder of a lease is certainly gone, as the store knows it now."""
-        side = await self._services.store.side(WORKERS, worker)
-        return side is None or decode_worker(side.body).state == "dead"
+        store = self._services.store
+        side = await store.side(WORKERS, worker)
+        if side is None:
+            return True
+        doc = decode_worker(side.body)
+        return doc.state == "dead" or (await store.worker_gone(worker) and await self._mark_dead(side, doc))
 
     async def forget(self, worker: str) -> None:
         """Nothing is leased to this worker any more: its document goes."""
@@ -65,15 +69,13 @@ class Observer:
         if side is not None and decode_worker(side.body).state == "dead":
             await self._services.committer.submit(PutSide(WORKERS, worker, side.revision, None))
 
-    async def _sides(self) -> AsyncIterator[SideDoc]:
-        after = ""
+    async def _sides(self) -> list[SideDoc]:
+        sides: list[SideDoc] = []
         while True:
-            page = await self._services.store.sides(WORKERS, after=after)
-            for side in page:
-                yield side
+            page = await self._services.store.sides(WORKERS, after=sides[-1].key if sides else "")
             if not page:
-                return
-            after = page[-1].key
+                return sides
+            sides += page
 
     async def _is_gone(self, side: SideDoc) -> bool:
         doc = decode_worker(side.body)

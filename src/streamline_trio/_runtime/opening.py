@@ -143,8 +143,6 @@ class _Life:
                     await self._prepare(machinery)
                     self._serve(nursery, machinery)
                     self._machinery = machinery
-                    # An opener that is cancelled by now would never come to `leave`.
-                    await trio.lowlevel.checkpoint_if_cancelled()
                     self._scope.shield = True
                     task_status.started(Engine(machinery))
         finally:
@@ -172,6 +170,7 @@ class _Life:
         crew = Crew(
             services,
             capacity=self._options.max_concurrent_runs,
+            worker=lambda: worker.held_id,
             ended=lambda run: self._ended(run, observer, claimer),
         )
         worker = Worker(
@@ -201,11 +200,17 @@ class _Life:
             claimer.wake()
 
     async def _prepare(self, machinery: Machinery) -> None:
-        await self._registry.publish(self._store)
-        if self._is_worker:
-            await machinery.worker.enlist()
-            await machinery.observer.look(holders=True)
-            await sweep_broadcasts(machinery)
+        try:
+            await self._registry.publish(self._store)
+            if self._is_worker:
+                await machinery.worker.enlist()
+                await machinery.observer.look(holders=True)
+                await sweep_broadcasts(machinery)
+            # An opener that is cancelled by now would never come to `leave`.
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except BaseException:
+            await machinery.worker.abandon()
+            raise
 
     def _serve(self, nursery: trio.Nursery, machinery: Machinery) -> None:
         if not self._store.exclusive:
@@ -259,8 +264,7 @@ class _Life:
         self._scope.cancel()
         with trio.CancelScope(shield=True):
             await self._finished.wait()
-            if machinery.worker.held_id is not None:
-                await self._store.drop_worker(machinery.worker.held_id)
+            await machinery.worker.abandon()
 
     # --- leaving -------------------------------------------------------------------------------------------
 
@@ -288,12 +292,11 @@ class _Life:
     async def _drain(self, machinery: Machinery) -> None:
         crew = machinery.crew
         self._claiming.cancel()
-        crew.closed = True
-        crew.each(lambda driver: driver.leave())
+        crew.close()
         with trio.move_on_after(self._options.drain_timeout):
             await crew.wait_empty()
         crew.each(lambda driver: driver.abort("leave"))
-        while crew.drivers:
+        while not crew.is_empty:
             with trio.move_on_after(_UNWIND_WARNING):
                 await crew.wait_empty()
             for run_id, driver in crew.drivers.items():

@@ -67,6 +67,7 @@ class Worker:
         self._running = running
         self._lost = lost
         self._beat = 0
+        self._sent = 0.0
         self._good_until = float("inf")
         self._started_at = 0
         self._lock = trio.Lock()
@@ -99,8 +100,7 @@ class Worker:
         try:
             verdict = await services.committer.submit(PutSide(WORKERS, worker_id, None, self._body()))
         except BaseException:
-            with trio.CancelScope(shield=True):
-                await services.store.drop_worker(worker_id)
+            await self._release(worker_id)
             raise
         if not isinstance(verdict, Applied):
             raise StreamlineError(f"worker id {worker_id} is in use")
@@ -110,6 +110,7 @@ class Worker:
 
     def _renewed(self, sent: float) -> None:
         lease = self._services.options.lease
+        self._sent = sent
         self._good_until = float("inf") if self._services.store.exclusive else sent + lease * (1 - _GRACE)
 
     def _body(self, state: Literal["live", "dead"] = "live") -> bytes:
@@ -134,8 +135,10 @@ class Worker:
         """Beat every third of a lease; retire when a beat is refused or does not get through in time."""
         interval = self._services.options.lease / _BEATS_PER_LEASE
         while True:
-            planned = trio.current_time() + interval
-            await trio.sleep(interval)
+            # Counted from when the last beat was sent: one that was slow to get through leaves less time.
+            now = trio.current_time()
+            planned = now + interval if self._id is None else max(self._sent + interval, now)
+            await trio.sleep_until(planned)
             self.loop_lag = max(trio.current_time() - planned, 0.0)
             worker_id = self._id
             if worker_id is None:
@@ -170,16 +173,27 @@ class Worker:
             self.retirements += 1
             self._services.logger.warning("worker %s lost its lease: its runs go to others", old)
             self._lost()
-            await self._until_available(lambda: self._bury(old))
+            try:
+                await self._until_available(lambda: self._bury(old))
+            finally:
+                await self._release(old)
             await self._until_available(self._enlist)
 
     async def _bury(self, worker_id: str) -> None:
-        store = self._services.store
-        side = await store.side(WORKERS, worker_id)
-        if side is not None and decode_worker(side.body).state == "live":
-            body = self._body("dead")
-            await self._services.committer.submit(PutSide(WORKERS, worker_id, side.revision, body))
-        await store.drop_worker(worker_id)
+        """Mark the document dead, whatever beat of it is still on its way."""
+        store, committer = self._services.store, self._services.committer
+        while side := await store.side(WORKERS, worker_id):
+            if decode_worker(side.body).state == "dead":
+                return
+            await committer.submit(PutSide(WORKERS, worker_id, side.revision, self._body("dead")))
+
+    async def _release(self, worker_id: str) -> None:
+        """Release the lock, if it is ours; the operating system does if we cannot."""
+        with trio.CancelScope(shield=True):
+            try:
+                await self._services.store.drop_worker(worker_id)
+            except StoreUnavailable as error:
+                self._services.logger.warning("the lock of worker %s was not released: %s", worker_id, error)
 
     async def _until_available(self, act: Callable[[], Awaitable[object]]) -> None:
         while True:
@@ -196,9 +210,20 @@ class Worker:
         if worker_id is None:
             return
         try:
-            side = await self._services.store.side(WORKERS, worker_id)
-            if side is not None:
-                await self._services.committer.submit(PutSide(WORKERS, worker_id, side.revision, None))
+            await self._services.read(lambda: self._sign_off(worker_id))
         except StoreUnavailable as error:
             self._services.logger.warning("worker %s could not sign off: %s", worker_id, error)
-        await self._services.store.drop_worker(worker_id)
+        finally:
+            await self._release(worker_id)
+
+    async def abandon(self) -> None:
+        """Release the lock without a word: whoever looks sees that the worker is gone."""
+        worker_id, self._id = self._id, None
+        if worker_id is not None:
+            await self._release(worker_id)
+
+    async def _sign_off(self, worker_id: str) -> None:
+        """Written past the committer, which has nothing left to write but perhaps a last beat."""
+        store = self._services.store
+        while side := await store.side(WORKERS, worker_id):
+            await store.write([PutSide(WORKERS, worker_id, side.revision, None)])

@@ -104,8 +104,6 @@ def _find(turn: Turn, action: str, token: str | None, step: str | None) -> str:
         where = "nothing" if step is None else f"step {step} waits for nothing"
         raise turn.invalid(action, f"{where} waits for an answer" if step is None else where, "waiting")
     if len(waits) > 1:
-        waits = [key for key in waits if turn.records[key].kind == "human"] or waits
-    if len(waits) > 1:
         raise turn.invalid(action, f"{len(waits)} waits are open: answer one by its token", "waiting")
     return waits[0]
 

@@ -74,7 +74,7 @@ def open_wait(turn: Turn, step_id: str, ask: Ask) -> None:
 
 
 def _take_token(turn: Turn, step_id: str, ask: Ask) -> None:
-    """A token answers one wait: that of an earlier attempt gives way to this one, of the same attempt it does not."""
+    """A token answers one wait: that of an earlier attempt gives way, that of the same attempt does not."""
     if ask.token is None:
         return
     for key, record in turn.records.items():

@@ -1,0 +1,392 @@
+"""What a run costs: the exact number of document writes and reads, on every store of one process."""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+import trio
+
+from streamline_trio import MemoryStore, Signal, SqliteStore, StepContext, Store, Workflow, open_engine
+from streamline_trio._core.store import Applied, Verdict, Write
+from tests.scenarios.worlds import in_virtual_time
+
+READS = (
+    "load",
+    "load_many",
+    "by_active_key",
+    "by_token",
+    "awaiting",
+    "due",
+    "next_due",
+    "leased",
+    "lease_holders",
+    "find",
+    "count",
+    "tally",
+    "rows",
+    "side",
+    "sides",
+)
+PASSED_ON = ("open", "aclose", "hold_worker", "drop_worker", "worker_gone", "watch")
+
+
+class Counting:
+    """A store in front of another one that counts applied writes by kind, refused ones, and reads by method."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.writes: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.reads: Counter[str] = Counter()
+        self.batches = 0
+        self._read = trio.Event()
+
+    @property
+    def exclusive(self) -> bool:
+        return self.store.exclusive
+
+    async def write(self, batch: Sequence[Write]) -> list[Verdict]:
+        verdicts = await self.store.write(batch)
+        self.batches += 1
+        for write, verdict in zip(batch, verdicts, strict=True):
+            counter = self.writes if isinstance(verdict, Applied) else self.refused
+            counter[type(write).__name__] += 1
+        return verdicts
+
+    def note_read(self, method: str) -> None:
+        self.reads[method] += 1
+        self._read.set()
+        self._read = trio.Event()
+
+    async def until_read(self, method: str) -> None:
+        while not self.reads[method]:
+            await self._read.wait()
+
+    def reset(self) -> None:
+        self.batches = 0
+        for counter in (self.writes, self.refused, self.reads):
+            counter.clear()
+
+    @property
+    def documents(self) -> int:
+        """Writes of run documents."""
+        return self.writes["Insert"] + self.writes["Update"] + self.writes["Delete"]
+
+
+def _counted(method: str) -> Any:
+    async def read(self: Counting, *args: Any, **kwargs: Any) -> Any:
+        result = await getattr(self.store, method)(*args, **kwargs)
+        self.note_read(method)
+        return result
+
+    return read
+
+
+def _passed_on(method: str) -> Any:
+    def call(self: Counting, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.store, method)(*args, **kwargs)
+
+    return call
+
+
+for _name in READS:
+    setattr(Counting, _name, _counted(_name))
+for _name in PASSED_ON:
+    setattr(Counting, _name, _passed_on(_name))
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request, tmp_path):
+    return Counting(MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "runs.db"))
+
+
+@asynccontextmanager
+async def quiet_engine(store: Counting, workflow: Workflow[Any, Any], **options: Any):
+    """An engine that has looked for work and sleeps; what it does by the clock does not come within the test."""
+    settings: dict[str, Any] = {"poll_interval": 3600, "lease": 3600, **options}
+    async with open_engine(cast("Store", store), workflow, **settings) as engine:
+        await store.until_read("next_due")
+        store.reset()
+        yield engine
+
+
+def steps(count: int, handler: Callable[[StepContext], Awaitable[Any]], **options: Any) -> Workflow[Any, Any]:
+    workflow: Workflow[Any, Any] = Workflow("counted", state=lambda _: {})
+    for number in range(count):
+        workflow.add_step(f"step{number}", handler, **options)
+    return workflow
+
+
+async def nothing(ctx: StepContext) -> None: ...
+
+
+async def counts_of(store: Counting, workflow: Workflow[Any, Any]) -> Counter[str]:
+    """Run the workflow once to its good end; the writes it took."""
+    async with quiet_engine(store, workflow) as engine:
+        handle = await engine.start(workflow)
+        await handle.result(timeout=30)
+        return store.writes.copy()
+
+
+def test_the_counting_store_is_a_store():
+    """Proves that the wrapper has every method of the protocol, so that nothing goes uncounted."""
+    wrapped = Counting(MemoryStore())
+    assert isinstance(wrapped, Store)
+    protocol = {name for name in dir(Store) if not name.startswith("_")}
+    assert protocol == {*READS, *PASSED_ON, "write", "exclusive"}
+
+
+@pytest.mark.parametrize("count", [1, 5, 50])
+async def test_a_plain_run_costs_one_write_per_step_and_one_more(store, count):
+    """A run of N steps on a worker with free capacity costs one insert, N updates and no read, its result
+    included; nothing else is written."""
+    workflow = steps(count, nothing)
+    async with quiet_engine(store, workflow) as engine:
+        await (await engine.start(workflow, {"some": "input"})).result(timeout=30)
+        assert store.writes == {"Insert": 1, "Update": count}
+        assert store.reads == {}
+        assert store.refused == {}
+        assert store.batches == count + 1
+
+
+async def test_sync_steps_cost_no_more(store):
+    """A step in a thread costs what an async one costs."""
+
+    def handler(ctx: StepContext) -> int:
+        return 1
+
+    workflow: Workflow[Any, Any] = Workflow("counted")
+    workflow.add_step("one", handler)
+    workflow.add_step("two", handler)
+    async with quiet_engine(store, workflow) as engine:
+        await (await engine.start(workflow)).result(timeout=30)
+        assert (store.writes, store.reads) == ({"Insert": 1, "Update": 2}, {})
+
+
+async def test_many_runs_at_once_cost_the_same_in_fewer_batches(store):
+    """Commits of concurrent runs share batches: fifty runs of five steps are 300 writes in far fewer batches."""
+    workflow = steps(5, nothing)
+    async with quiet_engine(store, workflow) as engine:
+
+        async def run() -> None:
+            await (await engine.start(workflow)).result(timeout=30)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(run)
+        assert store.writes == {"Insert": 50, "Update": 250}
+        assert store.reads == {}
+        assert store.batches <= 60
+
+
+async def test_a_skipped_step_costs_one_write(store):
+    """Skipping ends a step like finishing does: with one write each."""
+    workflow = steps(5, nothing, skip_if=lambda _: True)
+    assert await counts_of(store, workflow) == {"Insert": 1, "Update": 5}
+
+
+async def test_what_a_handler_keeps_costs_one_write_each(store):
+    """`set`, `checkpoint` and the first `once` of a key cost one write each; reading them costs none."""
+
+    async def handler(ctx: StepContext) -> None:
+        await ctx.set(a=1)
+        await ctx.set(b=2)
+        await ctx.checkpoint(1)
+        await ctx.checkpoint(2, "other")
+        for _ in range(3):
+            assert await ctx.once("key", lambda: 5) == 5
+        assert (ctx.state, ctx.checkpoint_value(), ctx.input) == ({"a": 1, "b": 2}, 1, None)
+
+    assert await counts_of(store, steps(1, handler)) == {"Insert": 1, "Update": 1 + 5}
+
+
+async def test_parallel_state_writes_merge(store):
+    """Ten `ctx.set` at once in one step: the first goes out, the other nine go together; none is lost."""
+
+    async def handler(ctx: StepContext) -> Any:
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+
+                async def write(number: int) -> None:
+                    await ctx.set(**{f"key{number}": number})
+
+                nursery.start_soon(write, number)
+        return ctx.state
+
+    workflow = steps(1, handler)
+    async with quiet_engine(store, workflow) as engine:
+        handle = await engine.start(workflow)
+        assert await handle.result(timeout=30) == {f"key{number}": number for number in range(10)}
+        assert store.writes == {"Insert": 1, "Update": 1 + 2}
+
+
+async def test_telling_costs_no_document_write(store):
+    """Log lines and progress go as rows with the next commit, frames nowhere: the run's document is not
+    written for them."""
+
+    async def handler(ctx: StepContext) -> None:
+        for number in range(20):
+            ctx.log("line", number=number)
+            ctx.progress(number * 5)
+            ctx.stream(number)
+
+    writes = await counts_of(store, steps(3, handler))
+    assert writes.pop("AppendRows") == 3 * 2
+    assert writes == {"Insert": 1, "Update": 3}
+
+
+async def test_a_sleep_costs_a_park_and_a_claim(store):
+    """A durable sleep costs exactly two writes more: the one that parks and the one that claims and fires."""
+
+    async def handler(ctx: StepContext) -> None:
+        await ctx.sleep(0.1)
+
+    workflow = steps(1, handler)
+    async with quiet_engine(store, workflow) as engine:
+        await (await engine.start(workflow)).result(timeout=30)
+        assert store.writes == {"Insert": 1, "Update": 1 + 2}
+        # The claimer looks for what is due and for when the next one will be; the run is never read by itself.
+        assert set(store.reads) <= {"due", "next_due"}
+
+
+async def test_two_sleeps_cost_twice_as_much(store):
+    """Each suspension costs its own park and claim, and replaying the earlier one costs nothing."""
+
+    async def handler(ctx: StepContext) -> None:
+        await ctx.sleep(0.1)
+        await ctx.sleep(0.1)
+
+    assert await counts_of(store, steps(1, handler)) == {"Insert": 1, "Update": 1 + 4}
+
+
+async def test_an_answered_wait_costs_a_park_the_answer_and_a_claim(store):
+    """A wait for a person costs the step one park and one claim more; the answer itself is one write."""
+
+    async def handler(ctx: StepContext) -> Any:
+        return await ctx.wait("go", returns=str)
+
+    workflow = steps(1, handler)
+    async with quiet_engine(store, workflow) as engine, engine.events("workflow.waiting") as parked:
+        handle = await engine.start(workflow)
+        await anext(parked)
+        assert store.writes == {"Insert": 1, "Update": 1}
+        await handle.resume("yes")
+        assert await handle.result(timeout=30) == "yes"
+        assert store.writes == {"Insert": 1, "Update": 1 + 2 + 1}
+
+
+go = Signal("go", str)
+
+
+async def test_a_signal_that_came_before_costs_no_park(store):
+    """A signal in the inbox is taken by the write that records the wait: no park, no claim, the lease is kept."""
+    gate = trio.Event()
+    workflow: Workflow[Any, Any] = Workflow("counted")
+
+    @workflow.step
+    async def handler(ctx: StepContext) -> str:
+        await gate.wait()
+        return await ctx.wait_for(go)
+
+    async with quiet_engine(store, workflow) as engine, engine.events("workflow.*") as events:
+        handle = await engine.start(workflow)
+        await engine.emit(go, "early", run=handle)
+        assert (store.writes, store.reads) == ({"Insert": 1, "Update": 1}, {})
+        gate.set()
+        assert await handle.result(timeout=30) == "early"
+        assert (store.writes, store.reads) == ({"Insert": 1, "Update": 1 + 1 + 1}, {})
+        assert (await handle.get()).fence == 1
+    assert [event.name async for event in events] == ["workflow.started", "workflow.completed"]
+
+
+async def test_a_retry_with_delay_costs_two_writes(store):
+    """A failed attempt costs the write that parks it and the one that claims its retry."""
+
+    async def handler(ctx: StepContext) -> None:
+        if ctx.attempt == 1:
+            raise RuntimeError
+
+    workflow = steps(1, handler, retry_delay=0.02)
+    assert await counts_of(store, workflow) == {"Insert": 1, "Update": 1 + 2}
+
+
+async def test_a_retry_without_delay_costs_one_write(store):
+    """A failure that is retried at once begins the next attempt in the write that records it."""
+
+    async def handler(ctx: StepContext) -> None:
+        if ctx.attempt == 1:
+            raise RuntimeError
+
+    workflow = steps(1, handler, retry_delay=0)
+    assert await counts_of(store, workflow) == {"Insert": 1, "Update": 1 + 1}
+
+
+async def test_failing_costs_no_more_than_finishing(store):
+    """The write of the last failure also fails the run."""
+
+    async def handler(ctx: StepContext) -> None:
+        raise RuntimeError
+
+    workflow = steps(3, handler, attempts=1)
+    async with quiet_engine(store, workflow) as engine:
+        assert (await (await engine.start(workflow)).wait(timeout=30)).status == "failed"
+        assert (store.writes, store.reads) == ({"Insert": 1, "Update": 1}, {})
+
+
+async def test_cancelling_a_running_step_costs_two_writes(store):
+    """The request is one write, the settlement after the handler has unwound another; nothing is read."""
+
+    async def handler(ctx: StepContext) -> None:
+        await trio.sleep_forever()
+
+    workflow = steps(3, handler)
+    async with quiet_engine(store, workflow) as engine:
+        handle = await engine.start(workflow)
+        await handle.cancel()
+        assert (await handle.wait(timeout=30)).status == "cancelled"
+        assert store.writes == {"Insert": 1, "Update": 2}
+
+
+async def test_a_start_that_has_to_wait_costs_one_claim_more(store):
+    """A draft costs one write more than a start on free capacity: its claim, which also begins the first step."""
+    workflow = steps(2, nothing)
+    async with quiet_engine(store, workflow) as engine:
+        await (await engine.start(workflow, delay=0.02)).result(timeout=30)
+        assert store.writes == {"Insert": 1, "Update": 2 + 1}
+
+
+async def test_the_same_key_costs_no_second_run(store):
+    """A start with the key of an active run writes nothing."""
+
+    async def handler(ctx: StepContext) -> None:
+        await ctx.wait("the end")
+
+    workflow = steps(1, handler)
+    async with quiet_engine(store, workflow) as engine, engine.events("workflow.waiting") as parked:
+        first = await engine.start(workflow, idempotency_key="k")
+        await anext(parked)
+        store.reset()
+        assert await engine.start(workflow, idempotency_key="k") == first
+        assert store.documents == 0
+        assert store.refused == {"Insert": 1}
+
+
+@in_virtual_time
+async def test_an_idle_engine_costs_nothing():
+    """On a store of its own process an idle engine writes and reads nothing, for as long as it likes."""
+    store = Counting(MemoryStore())
+    async with quiet_engine(store, steps(1, nothing), lease=15, poll_interval=1):
+        await trio.sleep(86_400)
+        assert (store.writes, store.reads) == ({}, {})
+
+
+@in_virtual_time
+async def test_an_idle_engine_on_a_shared_store_only_beats():
+    """Where others may write, an idle engine writes nothing but its worker document, every third of a lease."""
+    store = Counting(MemoryStore(exclusive=False))
+    async with quiet_engine(store, steps(1, nothing), lease=30, poll_interval=1):
+        await trio.sleep(605)
+        assert store.writes == {"PutSide": 60}
+        assert store.reads["load"] == store.reads["load_many"] == 0
