@@ -1,5 +1,6 @@
 """Signals: the inbox of a run, broadcasts, and what is refused to the emitter."""
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -410,14 +411,19 @@ async def test_a_broadcast_whose_emitter_dies_is_delivered():
         handles = [await engine.start(flow) for _ in range(3)]
         await trio.sleep(1)
         async with open_engine(store, worker=False) as emitter:
+            stored = trio.Event()
 
-            async def die(*args: object) -> list[str]:
-                await crash(emitter)
+            async def stall(*args: object) -> list[str]:
+                stored.set()
+                await trio.sleep_forever()
                 return []
 
-            with pytest.MonkeyPatch.context() as patch, trio.move_on_after(1):
-                patch.setattr(store, "awaiting", die)  # the emitter's process ends before it reaches anybody
-                await emitter.emit(tick, 8, id="orphan")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(store, "awaiting", stall)  # the emitter's process ends before it reaches anybody
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(partial(emitter.emit, tick, 8, id="orphan"))
+                    await stored.wait()
+                    await crash(emitter)
         assert [(await handle.get()).status for handle in handles] == ["waiting"] * 3
         for handle in handles:
             assert (await handle.wait(timeout=60)).status == "done"

@@ -26,6 +26,7 @@ from streamline_trio import (
     StepCompleted,
     StepContext,
     StepSkipped,
+    StoreUnavailable,
     ValidationError,
     Workflow,
     WorkflowCompleted,
@@ -1268,10 +1269,14 @@ async def test_a_crash_before_the_first_step_loses_nothing():
         calls.append(("second", ctx.attempt))
 
     async with open_engine(store, workflow) as engine, trio.open_nursery() as nursery:
-        nursery.start_soon(functools.partial(engine.start, workflow, run_id="lost"))
+
+        async def start() -> None:
+            with pytest.raises(StoreUnavailable, match="may or may not have started"):
+                await engine.start(workflow, run_id="lost")
+
+        nursery.start_soon(start)
         await store.inserted.wait()
         await testing.crash(engine)
-        nursery.cancel_scope.cancel()
     stored = await store.load("lost")
     assert stored is not None
     assert (stored.head.status, stored.head.current_step, calls) == ("running", "first", [])

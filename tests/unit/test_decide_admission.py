@@ -3,6 +3,7 @@
 import pytest
 
 from streamline_trio._core.documents import Lease, Scheduled
+from streamline_trio._core.due import NOW
 from tests.unit.story import T0, Story, pack, plan_of
 
 
@@ -20,7 +21,7 @@ def test_a_run_with_a_worker_begins_in_its_insert():
 def test_a_run_without_a_worker_is_a_draft_that_is_due_now():
     """Nothing has begun, nothing is told, and the next worker may take it."""
     story = Story("ab", draft=True)
-    assert (story.status, story.head.due_at, story.head.revision, story.head.fence) == ("draft", T0, 1, 0)
+    assert (story.status, story.head.due_at, story.head.revision, story.head.fence) == ("draft", NOW, 1, 0)
     assert (story.run.steps, story.head.started_at, story.events) == ({}, None, [])
 
 

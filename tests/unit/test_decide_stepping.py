@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from streamline_trio._core.documents import ErrorDoc
+from streamline_trio._core.due import NOW
 from streamline_trio._core.errors import InvalidState, LeaseLost, StepNotFound
 from streamline_trio._core.happenings import (
     AttemptFailed,
@@ -37,6 +38,13 @@ def test_finishing_begins_the_next_step_in_the_same_write():
     assert story.head.lease.worker == "w1"
 
 
+def test_finished_steps_are_numbered_in_the_order_in_which_they_finished():
+    """A step that runs again, after going back, finishes anew: the order is that of time, not of the plan."""
+    story = Story("ab").finishes().held(WentTo, target="a").finishes().finishes()
+    assert [story.step(step).position for step in "ab"] == [2, 3]
+    assert story.head.finished == 3
+
+
 def test_finishing_the_last_step_settles_the_run():
     """Done: no lease, no due time, an end, and the last step's output is the run's."""
     story = Story("ab").finishes(1).later(1).finishes(2)
@@ -57,7 +65,7 @@ def test_a_leaving_worker_begins_nothing():
     """`release`: the result is kept, the next step is ready for whoever comes, nothing of it has begun."""
     story = Story("ab").finishes(1, release=True)
     assert (story.status, story.statuses, story.head.current_step) == ("running", "done pending", "b")
-    assert (story.head.lease, story.head.due_at, story.events) == (None, T0, ["step.completed"])
+    assert (story.head.lease, story.head.due_at, story.events) == (None, NOW, ["step.completed"])
     story.claims("w2")
     assert (story.step("b").attempts, story.step("b").worker) == (1, "w2")
 
@@ -263,11 +271,18 @@ def test_goto_of_a_paused_run_or_a_leaving_worker_begins_nothing(ask):
 def test_a_call_that_is_handed_back_does_not_count():
     """The attempt neither counts nor ends: whoever comes enters the handler in the same attempt."""
     story = Story("a").hands_back()
-    assert (story.status, story.statuses, story.head.due_at) == ("running", "running", T0)
+    assert (story.status, story.statuses, story.head.due_at) == ("running", "running", NOW)
     assert (story.step().attempts, story.step().tries, story.events) == (1, (), [])
     story.claims("w2")
     assert (story.step().attempts, story.head.recoveries, story.head.fence) == (1, 0, 2)
     assert story.events == []
+
+
+def test_handing_back_leaves_nobody_to_attend():
+    """What others had committed is seen by whoever comes next."""
+    story = Story("a").opens(human()).answers()
+    assert story.head.attention
+    assert not story.hands_back().head.attention
 
 
 def test_handing_back_what_is_to_be_cancelled_cancels_it():

@@ -3,6 +3,7 @@
 import pytest
 
 from streamline_trio._core.documents import open_tokens
+from streamline_trio._core.due import NOW
 from streamline_trio._core.errors import SuspensionError
 from streamline_trio._core.happenings import CancelAsked, PauseAsked, Retried, UnpauseAsked
 from streamline_trio._core.shapes import describe
@@ -35,6 +36,13 @@ def test_a_time_that_has_come_does_not_park(due_at):
     assert (story.head.lease.fence, story.head.fence, story.events) == (1, 1, ["step.waiting"])
 
 
+def test_one_wait_that_is_over_is_enough_to_go_on():
+    """Of several asks, the handler is entered again as soon as one has its outcome; the others stay open."""
+    story = Story("a").suspends(timer(T0), human(place=1))
+    assert (story.status, story.head.lease.fence) == ("running", 1)
+    assert story.record("human#0").is_open
+
+
 def test_while_paused_no_wait_times_out():
     """Regression: a time that has come fired in a paused run; it fires when the run is unpaused."""
     story = Story("a").does(PauseAsked()).suspends(human(due_at=T0))
@@ -52,7 +60,7 @@ def test_a_paused_run_takes_answers_that_are_there():
 def test_a_leaving_worker_lets_go_of_a_wait_that_is_over():
     """The run is ready for whoever comes; the attempt is the same."""
     story = Story("a").suspends(timer(T0), release=True)
-    assert (story.status, story.head.lease, story.head.due_at, story.statuses) == ("running", None, T0, "running")
+    assert (story.status, story.head.lease, story.head.due_at, story.statuses) == ("running", None, NOW, "running")
     assert story.claims("w2").step().attempts == 1
 
 
@@ -126,6 +134,12 @@ def test_an_outcome_that_succeeded_survives_the_failure_of_the_run():
     story.does(Retried())
     assert unpack(story.record("human#0").value) == "kept"
     assert story.record("human#0").attempt == 0, "it belongs to none of the coming attempts"
+
+
+def test_a_failed_outcome_is_forgotten_by_a_retry():
+    """Else the fresh attempts would fail by the same timeout, without anybody being asked."""
+    story = Story("a").suspends(human(due_at=T0)).fails(retriable=False).does(Retried())
+    assert story.run.records == {}
 
 
 def test_a_finished_step_leaves_no_records():

@@ -468,9 +468,7 @@ def test_the_function_gets_its_own_copy_of_the_input():
 def test_an_error_of_the_state_function_is_a_validation_error():
     """Proves that a failing state function refuses the start, with its error chained."""
     workflow = Workflow("order", state=lambda given: given["missing"])
-    with pytest.raises(
-        ValidationError, match=r"the state of workflow 'order' .*KeyError: 'missing'"
-    ) as caught:
+    with pytest.raises(ValidationError, match=r"the state of workflow 'order' .*KeyError: 'missing'") as caught:
         workflow.initial_state(workflow.input_payload({}))
     assert isinstance(caught.value.__cause__, KeyError)
 
@@ -567,9 +565,7 @@ steps_of_plans = st.lists(
 @given(steps_of_plans, st.none() | st.floats(0.001, 1e9), st.integers(0, 10**6))
 def test_a_plan_survives_storage(steps, timeout, max_step_logs):
     """Proves that a stored plan comes back equal, with working lookups and the same fingerprint."""
-    plan = make_plan(
-        workflow="w", version="1", steps=tuple(steps), timeout=timeout, max_step_logs=max_step_logs
-    )
+    plan = make_plan(workflow="w", version="1", steps=tuple(steps), timeout=timeout, max_step_logs=max_step_logs)
     stored = msgspec.msgpack.encode(plan)
     again = msgspec.msgpack.decode(stored, type=Plan)
     assert again == plan

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from streamline_trio._core.documents import Head, Lease, Origin, Record, StepDoc
-from streamline_trio._core.due import due_at
+from streamline_trio._core.due import NOW, due_at, due_since
 from streamline_trio._core.status import ACTIVE, SETTLED
 
 ORIGIN = Origin(id="r", workflow="w", start_id=1, created_at=10, input=b"")
@@ -15,6 +15,13 @@ PARKED = StepDoc(status="waiting")
 BACKOFF = StepDoc(status="pending", retry_at=40)
 HUMAN = Record(kind="human", ask="", attempt=1, place=0, opened_at=10)
 OVER = replace(HUMAN, due_at=11, outcome="timed_out")
+
+
+def test_what_is_due_at_once_shows_since_when():
+    """Ready runs are due by every clock, and people are told since when: readiness, or the start of a draft."""
+    assert due_since(ORIGIN, head("running", ready_at=20, due_at=NOW)) == 20
+    assert due_since(ORIGIN, head("draft", due_at=NOW)) == ORIGIN.created_at
+    assert due_since(ORIGIN, head("waiting", due_at=50)) == 50
 
 
 def head(status, **fields):
@@ -26,13 +33,13 @@ def timer(at):
 
 
 CASES = {
-    "a draft, now": (head("draft"), None, [], 10),
+    "a draft, now": (head("draft"), None, [], NOW),
     "a draft for later": (head("draft", start_at=90), None, [], 90),
     "a draft whose deadline comes first": (head("draft", start_at=90, deadline=80), None, [], 80),
     "a paused draft": (head("draft", paused=True), None, [], None),
     "leased": (head("running", lease=LEASE, ready_at=20, deadline=30), None, [], None),
-    "ready": (head("running", ready_at=20), None, [], 20),
-    "ready, with a deadline": (head("running", ready_at=20, deadline=30), None, [], 20),
+    "ready": (head("running", ready_at=20), None, [], NOW),
+    "ready, with a deadline": (head("running", ready_at=20, deadline=30), None, [], NOW),
     "ready and paused": (head("running", ready_at=20, paused=True), None, [], None),
     "ready, paused, with a deadline": (head("running", ready_at=20, paused=True, deadline=30), None, [], 30),
     "a retry": (head("waiting"), BACKOFF, [], 40),
@@ -55,7 +62,7 @@ CASES = {
 def test_cases(case):
     """Each kind of run is due when something of it is, and not before."""
     of, step, records, expected = CASES[case]
-    assert due_at(ORIGIN, of, step, records) == expected
+    assert due_at(of, step, records) == expected
 
 
 instants = st.integers(0, 100)
@@ -82,7 +89,7 @@ heads = st.builds(
 @given(heads, st.sampled_from([PARKED, BACKOFF]), records)
 def test_what_could_go_on_by_itself_is_due(of, step, waits):
     """Unleased, active, unpaused: None only if it is parked on waits that no time ends, and has no deadline."""
-    found = due_at(ORIGIN, of, step, waits)
+    found = due_at(of, step, waits)
     timed = any(record.is_open and record.due_at is not None for record in waits)
     on_outside = of.status == "waiting" and step is PARKED and not timed
     if not of.paused:
@@ -95,5 +102,5 @@ def test_what_could_go_on_by_itself_is_due(of, step, waits):
 @given(heads, st.sampled_from([PARKED, BACKOFF]), records, st.sampled_from(sorted(SETTLED)))
 def test_nobody_looks_at_what_is_held_or_settled(of, step, waits, settled):
     """Neither a leased run nor a settled one is ever due."""
-    assert due_at(ORIGIN, replace(of, lease=LEASE), step, waits) is None
-    assert due_at(ORIGIN, replace(of, status=settled), step, waits) is None
+    assert due_at(replace(of, lease=LEASE), step, waits) is None
+    assert due_at(replace(of, status=settled), step, waits) is None

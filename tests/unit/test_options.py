@@ -86,9 +86,7 @@ def test_built_in_options():
 
 def test_the_step_wins_over_the_workflow_and_none_counts_as_said():
     """S047: proves the order step, workflow defaults, built-in, also for an explicit None."""
-    workflow = Workflow(
-        "w", defaults=StepOptions(timeout=5, attempts=9, retry_on=OSError), max_payload_bytes=10
-    )
+    workflow = Workflow("w", defaults=StepOptions(timeout=5, attempts=9, retry_on=OSError), max_payload_bytes=10)
     silent = workflow.add_step("silent", handler).options
     spoken = workflow.add_step("spoken", handler, timeout=None, attempts=1, max_payload_bytes=None).options
     assert (silent.timeout, silent.attempts, silent.max_payload_bytes) == (5.0, 9, 10)
@@ -100,10 +98,7 @@ def test_the_step_wins_over_the_workflow_and_none_counts_as_said():
     ("option", "value"),
     [
         *[("attempts", bad) for bad in (0, -1, 1001, 2.0, True, "3", None)],
-        *[
-            ("retry_delay", bad)
-            for bad in (-1, float("nan"), float("inf"), 366 * 86_400 + 1, "1", None, True)
-        ],
+        *[("retry_delay", bad) for bad in (-1, float("nan"), float("inf"), 366 * 86_400 + 1, "1", None, True)],
         *[("max_retry_delay", bad) for bad in (-0.5, 367 * 86_400, timedelta(days=-1))],
         *[("backoff", bad) for bad in ("quadratic", 0.5, float("inf"), True, None)],
         *[("jitter", bad) for bad in (-0.1, 1.1, float("nan"), True, "0.3", None)],
@@ -111,10 +106,7 @@ def test_the_step_wins_over_the_workflow_and_none_counts_as_said():
         *[("max_payload_bytes", bad) for bad in (0, -1, 1.5, True, "1")],
         *[("skip_if", bad) for bad in ("status", True, lambda: True, lambda one, two: True)],
         *[("run_if", bad) for bad in (1, lambda: True)],
-        *[
-            ("retry_on", bad)
-            for bad in ("OSError", int, BaseException, (OSError, int), OSError("x"), None, _later)
-        ],
+        *[("retry_on", bad) for bad in ("OSError", int, BaseException, (OSError, int), OSError("x"), None, _later)],
         *[("returns", bad) for bad in (lambda ctx: None, complex)],
         *[("atempts", 3), ("keep_outputs", -1), ("", 1)],
         *[("id", bad) for bad in ("", "a b", "x" * 101, 5, None, "é")],

@@ -305,9 +305,7 @@ def test_a_shape_agrees_with_its_type_on_any_data(index, value):
 @given(
     value=st.recursive(
         st.builds(Tree, value=integers, left=st.none(), children=st.just([])),
-        lambda inner: st.builds(
-            Tree, value=integers, left=st.none() | inner, children=st.lists(inner, max_size=2)
-        ),
+        lambda inner: st.builds(Tree, value=integers, left=st.none() | inner, children=st.lists(inner, max_size=2)),
         max_leaves=8,
     )
 )
@@ -402,8 +400,7 @@ def test_a_shape_survives_without_the_classes():
     """A process that never saw the classes checks with the stored bytes alone."""
     payload = encode({"value": 1, "left": {"value": "x"}}, what="x")
     code = (
-        "from streamline_trio._core.shapes import check\n"
-        f"check({describe(Tree)!r}, {payload!r}, what='the input')"
+        f"from streamline_trio._core.shapes import check\ncheck({describe(Tree)!r}, {payload!r}, what='the input')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -7,8 +7,11 @@ from collections.abc import Iterable
 from streamline_trio._core.documents import Head, Origin, Record, StepDoc
 from streamline_trio._core.status import ACTIVE
 
+NOW = 0
+"""Due at once, by every clock: what is ready must not wait for a clock that is behind the one that made it so."""
 
-def due_at(origin: Origin, head: Head, step: StepDoc | None, records: Iterable[Record]) -> int | None:
+
+def due_at(head: Head, step: StepDoc | None, records: Iterable[Record]) -> int | None:
     """The instant at which an unleased run wants a worker, or None if only the outside can move it.
 
     None while leased (the holder looks after it) and once settled. While paused only the run's own deadline
@@ -18,14 +21,21 @@ def due_at(origin: Origin, head: Head, step: StepDoc | None, records: Iterable[R
         return None
     if head.paused:
         return head.deadline
-    return _earliest(_wanted_at(origin, head, step, records), head.deadline)
+    return _earliest(_wanted_at(head, step, records), head.deadline)
 
 
-def _wanted_at(origin: Origin, head: Head, step: StepDoc | None, records: Iterable[Record]) -> int | None:
+def due_since(origin: Origin, head: Head) -> int | None:
+    """The due time as people read it: of what is due at once, since when it is."""
+    if head.due_at != NOW:
+        return head.due_at
+    return origin.created_at if head.ready_at is None else head.ready_at
+
+
+def _wanted_at(head: Head, step: StepDoc | None, records: Iterable[Record]) -> int | None:
     if head.status == "draft":
-        return origin.created_at if head.start_at is None else head.start_at
+        return NOW if head.start_at is None else head.start_at
     if head.status == "running":
-        return head.ready_at
+        return NOW
     if step is not None and step.status == "pending":
         return step.retry_at
     return min((r.due_at for r in records if r.outcome is None and r.due_at is not None), default=None)

@@ -163,12 +163,16 @@ class Withdrawn(Happening, frozen=True, kw_only=True, gc=False):
 
 
 class SignalArrived(Happening, frozen=True, kw_only=True, gc=False):
-    """A signal reaches the run. Addressed ones are kept until taken; broadcasts only answer open waits."""
+    """A signal reaches the run. Addressed ones are kept until taken; broadcasts only answer open waits.
+
+    `remembered`: the id may come again, so it is kept for a day.
+    """
 
     signal: str
     payload: bytes
     id: str
     addressed: bool = True
+    remembered: bool = True
 
 
 class CancelAsked(Happening, frozen=True, kw_only=True, gc=False):

@@ -7,11 +7,24 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from streamline_trio._core import payload
+from streamline_trio._core.checking import is_text
+from streamline_trio._core.errors import ValidationError
 from streamline_trio._core.options import ResolvedOptions
 from streamline_trio._core.plan import StepPlan
 from streamline_trio._core.signature import HandlerInfo
 
 OutT_co = TypeVar("OutT_co", covariant=True)
+
+_LONGEST_ID = 100
+
+
+def step_id_of(step: object) -> str:
+    """The id meant by a handle or an id; `ValidationError` for anything else."""
+    if isinstance(step, Step):
+        return step.id
+    if not is_text(step, _LONGEST_ID):
+        raise ValidationError(f"a step is named by its handle or its id, not by {step!r}")
+    return str(step)
 
 
 class Step(Generic[OutT_co]):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import traceback
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from streamline_trio._core import payload
+from streamline_trio._core.checking import storable_text
 from streamline_trio._core.documents import ErrorDoc
 from streamline_trio._core.errors import StepTimeout, SuspensionError, error_code, message_of
 from streamline_trio._core.happenings import (
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from streamline_trio._runtime.driver import Driver
 
 _MAX_TRACEBACK = 8_000
-_logger = logging.getLogger("streamline_trio")
+_MAX_MESSAGE = 10_000
+_MAX_CODE = 200
 
 
 class Attempt:
@@ -75,7 +76,11 @@ class Attempt:
                     return Skipped(**self._held, release=self._driver.leaving)
                 value = await self._call()
                 return self._finished(value)
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its failure
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, trio.Cancelled, BaseExceptionGroup) as error:
+            if isinstance(error, ExceptionGroup):
+                return self._failed(error)
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever else a handler raises is its failure
             return self._failed(error)
         return self._suspended()
 
@@ -119,7 +124,7 @@ class Attempt:
         replayed = tuple(self._suspender.replayed)
         return Suspended(asks=(wanted,), replayed=replayed, release=self._driver.leaving, **self._held)
 
-    def _failed(self, error: Exception) -> AttemptFailed:
+    def _failed(self, error: BaseException) -> AttemptFailed:
         return AttemptFailed(
             error=describe_error(error, self._step.id),
             retriable=self._step.options.retry_on.allows(error),
@@ -154,9 +159,9 @@ def describe_error(error: BaseException, step: str) -> ErrorDoc:
     """An exception as it is stored with a step and run."""
     text = "".join(traceback.format_exception(error))
     return ErrorDoc(
-        code=error_code(error),
-        message=message_of(error),
-        type=type(error).__name__,
+        code=storable_text(error_code(error), _MAX_CODE),
+        message=storable_text(message_of(error), _MAX_MESSAGE),
+        type=storable_text(type(error).__name__, _MAX_CODE),
         step=step,
-        traceback=text if len(text) <= _MAX_TRACEBACK else "…" + text[-_MAX_TRACEBACK:],
+        traceback=storable_text(text[-_MAX_TRACEBACK:], _MAX_TRACEBACK),
     )

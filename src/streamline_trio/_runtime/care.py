@@ -32,7 +32,7 @@ class Care:
     async def run(self) -> None:
         """Work until cancelled."""
         while True:
-            await trio.sleep(self._options.poll_interval)
+            await trio.sleep(self._machinery.services.poll_pause())
             try:
                 await self._round()
             except StoreUnavailable as error:

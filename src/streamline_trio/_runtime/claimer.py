@@ -92,7 +92,7 @@ class Claimer:
         due_at = await services.store.next_due(self._registry.routes)
         longest = math.inf
         if not services.store.exclusive:
-            longest = services.options.poll_interval * (0.75 + services.chance.roll() / 4)
+            longest = services.poll_pause()
         if due_at is None:
             return longest
         until = min(self._until, due_at)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from streamline_trio._core.documents import RunDoc
-from streamline_trio._core.errors import DataCorruption, StoreUnavailable
+from streamline_trio._core.errors import DataCorruption, InvalidState, StoreUnavailable
 from streamline_trio._core.store import (
     AppendRows,
     Applied,
@@ -41,7 +41,7 @@ _LONGEST_PAUSE = 1.0
 class Submission:
     """One write, the rows that go with it, and who is told."""
 
-    __slots__ = ("given_up_at", "rows", "tell", "write")
+    __slots__ = ("given_up_at", "is_told", "rows", "tell", "write")
 
     def __init__(
         self, write: Write, rows: Sequence[AppendRows], tell: Callable[[Outcome], None], given_up_at: float
@@ -50,6 +50,7 @@ class Submission:
         self.rows = rows
         self.tell = tell
         self.given_up_at = given_up_at
+        self.is_told = False
 
     @property
     def run_id(self) -> str | None:
@@ -71,6 +72,8 @@ class GroupCommitter:
         self._patience = patience
         self._logger = logger
         self._queue: deque[Submission] = deque()
+        self._carried: list[Submission] = []
+        self._closed = False
         self._arrived = trio.Event()
         self._idle = trio.Event()
         self._idle.set()
@@ -79,6 +82,9 @@ class GroupCommitter:
 
     def post(self, write: Write, tell: Callable[[Outcome], None], rows: Sequence[AppendRows] = ()) -> None:
         """Queue a write; `tell` is called with its outcome, in the committer's task. Never blocks."""
+        if self._closed:
+            tell(Failed(_has_closed()))
+            return
         self._queue.append(Submission(write, rows, tell, trio.current_time() + self._patience))
         self._arrived.set()
 
@@ -110,7 +116,19 @@ class GroupCommitter:
                 await self._arrived.wait()
             if self._idle.is_set():
                 self._idle = trio.Event()
-            await self._carry_out(self._next_batch())
+            self._carried = self._next_batch()
+            await self._carry_out(self._carried)
+            self._carried = []
+
+    def close(self) -> None:
+        """Nothing is carried out any more: whoever waits, or comes now, is told so."""
+        self._closed = True
+        self._idle.set()
+        doubtful, self._carried = self._carried, []
+        for submission in doubtful:
+            self._tell(submission, StoreUnavailable("the engine closed before the store answered"))
+        while self._queue:
+            self._queue.popleft().tell(Failed(_has_closed()))
 
     async def flushed(self) -> None:
         """Wait until nothing is queued or under way."""
@@ -155,6 +173,10 @@ class GroupCommitter:
                 self._logger.warning("%s rows of run %s are lost: %s", write.kind, write.run_id, verdict.error)
 
     def _tell(self, submission: Submission, outcome: Outcome) -> None:
+        """Once: a batch that is cut short is told again from its beginning."""
+        if submission.is_told:
+            return
+        submission.is_told = True
         if isinstance(outcome, Applied):
             self.commits += 1
         submission.tell(outcome)
@@ -210,6 +232,10 @@ class GroupCommitter:
             return await self._store.load(run_id)
         except DataCorruption:
             return None
+
+
+def _has_closed() -> InvalidState:
+    return InvalidState("the engine has closed: nothing can be written through it", action="write")
 
 
 def _verdict_of_side(side: SideDoc | None, expected: int | None, body: bytes | None) -> Verdict | None:

@@ -13,7 +13,7 @@ import whenever
 from typing_extensions import TypeForm, TypeVar
 
 from streamline_trio._core import payload
-from streamline_trio._core.checking import is_text
+from streamline_trio._core.checking import check_reason, is_text
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.durations import instant_millis, seconds_of, to_millis
 from streamline_trio._core.errors import (
@@ -28,7 +28,7 @@ from streamline_trio._core.errors import (
 from streamline_trio._core.happenings import Ask, CheckpointSaved, Memoized, StateSet, WaitOpened
 from streamline_trio._core.shapes import describe
 from streamline_trio._core.signals import Signal, signal_name
-from streamline_trio._core.step import Step
+from streamline_trio._core.step import Step, step_id_of
 from streamline_trio._runtime.limits import check_size
 from streamline_trio._runtime.outputs import OutputsView
 from streamline_trio._runtime.state import with_fields
@@ -152,7 +152,7 @@ class StepContext(Generic[InputT, StateT, OutputsT]):
 
         Unfinished, skipped or unknown: `default`, or `OutputMissing` without one.
         """
-        step_id = step if isinstance(step, str) else step.id
+        step_id = step_id_of(step)
         found = self._driver.output_of(step_id)
         if found is not None:
             return found.value
@@ -228,6 +228,7 @@ class StepContext(Generic[InputT, StateT, OutputsT]):
         `WaitWithdrawn`; neither is retried unless `retry_on` names it.
         """
         decoder = payload.decoder(returns)
+        check_reason(reason, "the reason of a wait")
         ask = self._ask(
             "human",
             name,
@@ -292,7 +293,7 @@ class StepContext(Generic[InputT, StateT, OutputsT]):
         Back, or to itself: all steps from the target up to and including this one are reset and run again.
         Forward: this step counts as skipped, those between stay pending. `StepNotFound` for an unknown target.
         """
-        target = step if isinstance(step, str) else step.id
+        target = step_id_of(step)
         if target not in self._workflow.steps:
             raise StepNotFound(f"cannot go to {target!r}: workflow {self.workflow} has no such step", step=target)
         self._suspender.require_possible("goto")
@@ -304,6 +305,7 @@ class StepContext(Generic[InputT, StateT, OutputsT]):
         return self._driver.now() + to_millis(seconds_of(timeout, what="timeout"))
 
     def _ask(self, kind: Any, name: str | None, ask: str, **fields: Any) -> Ask:
+        check_reason(name, "the name of a wait", shortest=1)
         self._suspender.require_possible({"timer": "sleep", "human": "wait"}.get(kind, "wait_for"))
         return Ask(
             key=self._suspender.key_of(kind, name),
@@ -384,7 +386,9 @@ class StepContext(Generic[InputT, StateT, OutputsT]):
                 stored = payload.encode(result, what=f"result of once({key!r})")
                 check_size(stored, self._driver.max_payload(self._step), self._driver, self._step.id, "once")
                 decoder.decode(stored, what=f"result of once({key!r})")
-                await self._driver.commit(Memoized(step=self._step.id, key=key, value=stored, **self._held))
+                run = await self._driver.commit(Memoized(step=self._step.id, key=key, value=stored, **self._held))
+                # Not ours, if a call that was cancelled while it was being stored was first.
+                stored = run.memos[key].value
             else:
                 await trio.lowlevel.checkpoint()
                 stored = memo.value
@@ -396,7 +400,7 @@ class StepContext(Generic[InputT, StateT, OutputsT]):
     def log(self, message: str, /, **data: Any) -> None:
         """Keep a line with the run (the last `max_step_logs` of them). Never fails, never blocks."""
         if not self._suspender.ended:
-            self._driver.log(self._step.id, str(message), data)
+            self._driver.log(self._step.id, message, data)
 
     def progress(self, percent: float | None = None, message: str | None = None, **data: Any) -> None:
         """Tell how far the step is; the last word is kept. Never fails, never blocks."""

@@ -10,6 +10,7 @@ import msgspec
 import trio
 
 from streamline_trio._core import payload
+from streamline_trio._core.checking import storable_text
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import LeaseLost, StoreUnavailable, StreamlineError, ValidationError
@@ -36,7 +37,7 @@ AbortReason = Literal["cancel", "lost", "leave"]
 
 _ROW_DELAY = 1.0
 _ROWS_AT_ONCE = 100
-_PROGRESS_DELAY = 1.0
+_MAX_TOLD = 10_000
 
 
 class LogEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -108,7 +109,7 @@ class Driver:
         except StoreUnavailable as error:
             self.services.report("a run was given up: its commit could not be confirmed", error, self.run)
         except Exception as error:  # noqa: BLE001 - one run must not end the engine
-            self.services.report("a run was given up: the engine failed", error, self.run)
+            await self._give_up(error)
         finally:
             self._pack_rows()
             self.writer.close()
@@ -144,9 +145,18 @@ class Driver:
         except (LeaseLost, StoreUnavailable):
             raise
         except StreamlineError as error:
-            if isinstance(happening, AttemptFailed | HandedBack | CancelUnwound | DeadlinePassed):
+            if isinstance(happening, HandedBack | CancelUnwound | DeadlinePassed):
                 raise
             await self.writer.commit(self._as_failure(error))
+
+    async def _give_up(self, error: Exception) -> None:
+        """A fault of ours: the run fails, rather than to stay leased to a worker that does not drive it."""
+        self.services.report("the engine failed with a run", error, self.run)
+        plain = StreamlineError(f"the engine failed with {type(error).__name__}")
+        try:
+            await self.writer.commit(self._as_failure(plain))
+        except (StreamlineError, HolderGone) as again:
+            self.services.report("a run was given up", again, self.run)
 
     def _as_failure(self, error: StreamlineError) -> AttemptFailed:
         step = self.run.head.current_step or ""
@@ -216,19 +226,25 @@ class Driver:
 
     # --- rows and frames -----------------------------------------------------------------------------------
 
-    def log(self, step: str, message: str, data: Mapping[str, Any]) -> None:
+    def log(self, step: str, message: object, data: Mapping[str, Any]) -> None:
         """Buffer a log line; it goes out with the next commit, or soon."""
         attempt = self.run.step(step).attempts
         self.services.logger.info("%s/%s: %s", self.run.origin.id, step, message)
-        entry = LogEntry(at=self.now(), step=step, attempt=attempt, message=message, data=dict(data))
+        text = storable_text(message, _MAX_TOLD)
+        entry = LogEntry(at=self.now(), step=step, attempt=attempt, message=text, data=dict(data))
         row = _encode_entry(entry)
         self._in_trio(lambda: self._add_row("log", row))
 
-    def progress(self, step: str, percent: float | None, message: str | None, data: Mapping[str, Any]) -> None:
+    def progress(self, step: str, percent: object, message: object, data: Mapping[str, Any]) -> None:
         """Publish progress; keep the last word."""
         doc = self.run.step(step)
         entry = ProgressEntry(
-            at=self.now(), step=step, attempt=doc.attempts, percent=percent, message=message, data=dict(data)
+            at=self.now(),
+            step=step,
+            attempt=doc.attempts,
+            percent=float(percent) if isinstance(percent, int | float) else None,
+            message=None if message is None else storable_text(message, _MAX_TOLD),
+            data=dict(data),
         )
         row = _encode_entry(entry)
         origin = self.run.origin
@@ -239,8 +255,8 @@ class Driver:
             revision=self.run.head.revision,
             at_millis=entry.at,
             step=step,
-            percent=percent,
-            message=message,
+            percent=entry.percent,
+            message=entry.message,
             data=dict(data),
         )
 
@@ -320,5 +336,7 @@ def _encode_entry(entry: LogEntry | ProgressEntry) -> bytes:
     try:
         return payload.encode(entry, what="entry")
     except ValidationError:
-        plain = {key: repr(value) for key, value in entry.data.items()}
+        plain = {
+            storable_text(key, _MAX_TOLD): storable_text(value, _MAX_TOLD) for key, value in entry.data.items()
+        }
         return payload.encode(msgspec.structs.replace(entry, data=plain), what="entry")

@@ -23,8 +23,7 @@ async def drive(machinery: Machinery, run_id: str) -> None:
     try:
         await driver.done.wait()
     except trio.Cancelled:
-        driver.leave()
-        driver.abort("leave")
+        _hand_back(driver)
         raise
 
 
@@ -83,17 +82,30 @@ async def _claim(machinery: Machinery, run: RunDoc, *, lease_dead: bool) -> Outc
         raise
     outcomes: list[Outcome] = []
     told = trio.Event()
+    is_waited_for = True
 
     def tell(outcome: Outcome) -> None:
         outcomes.append(outcome)
         if isinstance(outcome, Applied):
             services.committed(decision.run, decision.events)
         if isinstance(outcome, Applied) and decision.run.head.lease is not None:
-            crew.drive(decision.run, workflow)
+            driver = crew.drive(decision.run, workflow)
+            if not is_waited_for:
+                _hand_back(driver)
         else:
             crew.cancel_reservation(run.origin.id)
         told.set()
 
     services.committer.post(Update(run, decision.run), tell)
-    await told.wait()
+    try:
+        await told.wait()
+    except trio.Cancelled:
+        is_waited_for = False
+        raise
     return outcomes[0]
+
+
+def _hand_back(driver: Driver) -> None:
+    """Stop the handler, uncounted: whoever wanted the run driven does not wait for it any more."""
+    driver.leave()
+    driver.abort("leave")

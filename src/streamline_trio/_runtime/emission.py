@@ -24,7 +24,8 @@ from streamline_trio._core.errors import (
 )
 from streamline_trio._core.happenings import SignalArrived
 from streamline_trio._core.signals import Signal, signal_name
-from streamline_trio._core.store import Applied, PutSide, SideDoc
+from streamline_trio._core.store import Applied, Failed, PutSide, Refused, SideDoc
+from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.machinery import Machinery
 
 BROADCASTS = "broadcast"
@@ -65,11 +66,12 @@ async def emit(
     stored = payload.convert_input(value, type_, what=f"the payload of signal {name!r}")
     if id is not None and not is_text(id, _MAX_ID):
         raise ValidationError(f"a signal's id has 1 to {_MAX_ID} characters, not {id!r}")
+    given = id is not None
     id = machinery.services.chance.signal_id() if id is None else id
     if run is not None:
         if match is not None:
             raise ValidationError("match selects among the runs that wait: it does not go with run=")
-        await machinery.act(run, SignalArrived(signal=name, payload=stored, id=id))
+        await machinery.act(run, SignalArrived(signal=name, payload=stored, id=id, remembered=given))
         return
     await _broadcast(machinery, name, stored, id, _checked(match))
 
@@ -82,16 +84,43 @@ def _checked(match: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 async def _broadcast(machinery: Machinery, name: str, stored: bytes, id: str, match: dict[str, Any]) -> None:
+    """Returns once it is stored and has reached everybody who waited, as far as they could be reached.
+
+    The delivery is the engine's, not the emitter's, who may be cancelled. On a store that nobody else can write
+    it is due at once: whoever opens it after a crash goes on with it.
+    """
     services = machinery.services
     now = services.clock.now()
-    doc = BroadcastDoc(signal=name, payload=stored, id=id, at=now, match=match)
+    stored_doc = _encode(BroadcastDoc(signal=name, payload=stored, id=id, at=now, match=match))
     key = f"\n{name}\n{id}"
-    left_to_others_at = now + int(services.options.lease * 1000)
-    verdict = await services.committer.submit(PutSide(BROADCASTS, key, None, _encode(doc), left_to_others_at))
-    if isinstance(verdict, Applied):
-        await _deliver(machinery, SideDoc(BROADCASTS, key, 1, _encode(doc), left_to_others_at))
-    if services.store.exclusive:
-        await sweep_broadcasts(machinery)
+    left_to_others_at = now if services.store.exclusive else now + int(services.options.lease * 1000)
+    outcomes: list[Outcome] = []
+    finished = trio.Event()
+
+    async def deliver(*, new: bool) -> None:
+        try:
+            if new:
+                await _deliver(machinery, SideDoc(BROADCASTS, key, 1, stored_doc, left_to_others_at))
+            if services.store.exclusive:
+                await sweep_broadcasts(machinery)
+        except StoreUnavailable as error:
+            services.logger.warning("signal %s is stored and goes out later: %s", name, error)
+        finally:
+            finished.set()
+
+    def tell(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if isinstance(outcome, Applied | Refused):
+            services.spawn(lambda: deliver(new=isinstance(outcome, Applied)))
+        else:
+            finished.set()
+
+    services.committer.post(PutSide(BROADCASTS, key, None, stored_doc, left_to_others_at), tell)
+    await finished.wait()
+    if isinstance(outcomes[0], StoreUnavailable):
+        raise StoreUnavailable(f"signal {name!r} may or may not have been emitted") from outcomes[0]
+    if isinstance(outcomes[0], Failed):
+        raise outcomes[0].error
 
 
 async def _deliver(machinery: Machinery, side: SideDoc) -> None:
@@ -99,11 +128,13 @@ async def _deliver(machinery: Machinery, side: SideDoc) -> None:
 
     With runs that could not be reached it stays unfinished, and is gone on with when it falls due.
     """
-    doc, store = _decode(side.body), machinery.services.store
+    doc, services = _decode(side.body), machinery.services
     after = ""
     unreached: list[str] = []
     while True:
-        page = await store.awaiting(doc.signal, doc.tenant, after, _AT_ONCE)
+        page = await services.read(
+            lambda after=after: services.store.awaiting(doc.signal, doc.tenant, after, _AT_ONCE)  # type: ignore[misc]  # a lambda with a default
+        )
         if not page:
             break
         async with trio.open_nursery() as nursery:
@@ -113,7 +144,7 @@ async def _deliver(machinery: Machinery, side: SideDoc) -> None:
     if unreached:
         return
     done = _encode(msgspec.structs.replace(doc, done=True))
-    await machinery.services.committer.submit(PutSide(BROADCASTS, side.key, side.revision, done, doc.at + KEPT))
+    await services.committer.submit(PutSide(BROADCASTS, side.key, side.revision, done, doc.at + KEPT))
 
 
 async def _deliver_to(machinery: Machinery, run_id: str, doc: BroadcastDoc, unreached: list[str]) -> None:
@@ -142,8 +173,18 @@ def _field(run: RunDoc, field: str) -> object:
 async def sweep_broadcasts(machinery: Machinery) -> None:
     """Go on with broadcasts whose emitter is gone; drop those that nobody can repeat any more."""
     services = machinery.services
-    for side in await services.store.sides(BROADCASTS, due_before=services.clock.now(), limit=_AT_ONCE):
-        if _decode(side.body).done:
-            await services.committer.submit(PutSide(BROADCASTS, side.key, side.revision, None))
-        else:
-            await _deliver(machinery, side)
+    now, after = services.clock.now(), ""
+    while True:
+        page = await services.store.sides(BROADCASTS, after=after, due_before=now, limit=_AT_ONCE)
+        if not page:
+            return
+        for side in page:
+            if _decode(side.body).done:
+                services.committer.post(PutSide(BROADCASTS, side.key, side.revision, None), _forget)
+            else:
+                await _deliver(machinery, side)
+        after = page[-1].key
+
+
+def _forget(_outcome: Outcome) -> None:
+    """What could not be dropped is dropped by the next sweep."""

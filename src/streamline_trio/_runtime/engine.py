@@ -12,7 +12,7 @@ import whenever
 from typing_extensions import Unpack
 
 from streamline_trio._core import payload as payloads
-from streamline_trio._core.checking import is_text
+from streamline_trio._core.checking import check_reason, is_text
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.durations import instant_of
@@ -146,7 +146,7 @@ class Engine:
     def run(self, run_id: str) -> RunHandle:
         """A handle on a run, without looking whether there is one."""
         if not is_text(run_id, _LONGEST_ID):
-            raise ValidationError(f"a run id is a text, not {run_id!r}")
+            raise ValidationError(f"a run id has 1 to {_LONGEST_ID} characters, not {repr(run_id)[:100]}")
         return RunHandle(self._machinery, run_id)
 
     async def get(self, run_id: str) -> Run:
@@ -194,10 +194,10 @@ class Engine:
 
     async def pending(
         self,
+        workflow: Workflow[Any, Any] | str | None = None,
         *,
         limit: int = 100,
         cursor: str | None = None,
-        workflow: Workflow[Any, Any] | str | None = None,
         user: str | None = None,
         tags: Sequence[str] = (),
     ) -> Page[PendingWait]:
@@ -263,6 +263,7 @@ class Engine:
 
     async def withdraw(self, token: str, reason: str | None = None) -> None:
         """End the wait that the token belongs to without an answer. `TokenInvalid`."""
+        check_reason(reason, "the reason of a withdrawal")
         run, digest = await self._by_token(token)
         await self._act_by_token(run, Withdrawn(token=digest, reason=reason))
 

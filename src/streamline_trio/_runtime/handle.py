@@ -11,6 +11,7 @@ import trio
 import whenever
 
 from streamline_trio._core import payload
+from streamline_trio._core.checking import check_reason
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.durations import instant_of, seconds_of
 from streamline_trio._core.errors import OutputMissing, RunCancelled, RunFailed, StoreUnavailable
@@ -25,7 +26,7 @@ from streamline_trio._core.happenings import (
     Withdrawn,
 )
 from streamline_trio._core.status import SETTLED
-from streamline_trio._core.step import Step
+from streamline_trio._core.step import Step, step_id_of
 from streamline_trio._runtime.driver import LogEntry
 from streamline_trio._runtime.driving import drive
 from streamline_trio._runtime.snapshot import Run
@@ -98,8 +99,8 @@ class RunHandle:
     async def output(self, step: str) -> Any: ...
     async def output(self, step: Step[Any] | str) -> Any:
         """A finished step's output, rebuilt in its type; `OutputMissing`. A cancel point."""
+        step_id = step_id_of(step)
         run = await self._machinery.load(self.id)
-        step_id = step if isinstance(step, str) else step.id
         doc = run.steps.get(step_id)
         if doc is None or doc.status != "done" or doc.output is None:
             raise OutputMissing(f"step {step_id} of run {self.id} has no output", step=step_id)
@@ -148,6 +149,7 @@ class RunHandle:
 
     async def withdraw(self, reason: str | None = None, *, step: str | Step[Any] | None = None) -> None:
         """End the one open human wait without an answer: it raises `WaitWithdrawn` in the handler."""
+        check_reason(reason, "the reason of a withdrawal")
         await self._act(Withdrawn(step=_step_id(step), reason=reason))
 
     async def cancel(self, reason: str | None = None) -> None:
@@ -156,10 +158,12 @@ class RunHandle:
         A run that no living worker holds is settled at once; a running handler is cancelled and the run settles
         when it has unwound.
         """
+        check_reason(reason, "the reason of a cancellation")
         await self._act(CancelAsked(reason=reason))
 
     async def pause(self, reason: str | None = None) -> None:
         """Let nothing more begin and no wait time out; a handler that runs ends its step. No-op if paused."""
+        check_reason(reason, "the reason of a pause")
         await self._act(PauseAsked(reason=reason))
 
     async def unpause(self) -> None:
@@ -168,7 +172,7 @@ class RunHandle:
 
     async def rewind(self, to: str | Step[Any]) -> None:
         """Reset a step and all after it, and go on from there. `InvalidState`, `StepNotFound`."""
-        await self._act(Rewound(to=to if isinstance(to, str) else to.id))
+        await self._act(Rewound(to=step_id_of(to)))
 
     async def retry(self) -> None:
         """Give a failed or dead-lettered run fresh attempts at what failed. `InvalidState` otherwise."""
@@ -221,7 +225,7 @@ def _encoded(value: Any, run_id: str) -> bytes:
 
 
 def _step_id(step: str | Step[Any] | None) -> str | None:
-    return step.id if isinstance(step, Step) else step
+    return None if step is None else step_id_of(step)
 
 
 def _log_line(entry: LogEntry) -> LogLine:

@@ -134,6 +134,7 @@ class _Life:
     async def run(self, task_status: trio.TaskStatus[Engine]) -> None:
         """The service task: started once the engine can be used, ends when `leave` says so."""
         unwatch: Callable[[], None] | None = None
+        machinery: Machinery | None = None
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -148,6 +149,9 @@ class _Life:
         finally:
             if unwatch is not None:
                 unwatch()
+            if machinery is not None:
+                machinery.services.committer.close()
+                machinery.watcher.close()
             self._finished.set()
 
     def _build(self, nursery: trio.Nursery) -> Machinery:

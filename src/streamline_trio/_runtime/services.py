@@ -77,6 +77,10 @@ class Services:
                 await trio.sleep(pause * (0.5 + self.chance.roll()))
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
+    def poll_pause(self) -> float:
+        """Seconds until the next look at what others wrote: less than the interval, since looking takes time."""
+        return self.options.poll_interval * (0.7 + self.chance.roll() / 5)
+
     def report(self, context: str, error: BaseException, run: RunDoc | None = None) -> None:
         """Something went wrong that no caller is told of."""
         self.logger.error("%s: %r", context, error, exc_info=error)

@@ -10,6 +10,7 @@ import whenever
 from streamline_trio._core import payload
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import ErrorDoc, Lease, Parent, Record, RunDoc, StepDoc
+from streamline_trio._core.due import due_since
 from streamline_trio._core.durations import instant_of
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import RunStatus, StepStatus
@@ -126,7 +127,7 @@ def snapshot(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None
         updated_at=instant_of(head.updated_at),
         started_at=_instant(head.started_at),
         ended_at=_instant(head.ended_at),
-        due_at=_instant(head.due_at),
+        due_at=_instant(due_since(origin, head)),
         scheduled=_scheduled(run),
         paused=head.paused,
         priority=origin.priority,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import whenever
 
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.due import due_since
 from streamline_trio._core.durations import instant_of
 from streamline_trio._core.status import RunStatus
 from streamline_trio._core.store import Route, SideDoc
@@ -14,6 +16,9 @@ from streamline_trio._runtime.worker import WORKERS, WorkerDoc, decode_worker
 
 if TYPE_CHECKING:
     from streamline_trio._runtime.machinery import Machinery
+
+
+_LOOKED_AT = 100
 
 
 class Unclaimable(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +68,7 @@ async def gather_stats(machinery: Machinery) -> Stats:
     routes = {route for doc in (await live_workers(machinery)).values() for route in doc.routes}
     return Stats(
         queue_depth=tally.due,
-        due_lag=0.0 if tally.oldest_due is None else max(now - tally.oldest_due, 0) / 1000,
+        due_lag=await _due_lag(machinery, list(tally.due_by_route), now),
         by_status=tally.by_status,
         running=tally.by_status.get("running", 0),
         waiting=tally.by_status.get("waiting", 0),
@@ -73,6 +78,15 @@ async def gather_stats(machinery: Machinery) -> Stats:
         batches=services.committer.batches,
         abandoned_threads=machinery.crew.threads.abandoned,
     )
+
+
+async def _due_lag(machinery: Machinery, routes: list[Route], now: int) -> float:
+    """Seconds for which the run that has waited longest wants a worker, among the next to be claimed."""
+    services = machinery.services
+    page = await services.read(lambda: services.store.due(routes, now, _LOOKED_AT))
+    since = [due_since(run.origin, run.head) for run in page if isinstance(run, RunDoc)]
+    oldest = min((at for at in since if at is not None), default=now)
+    return max(now - oldest, 0) / 1000
 
 
 def _unclaimable(due: dict[Route, int], routes: set[Route]) -> tuple[Unclaimable, ...]:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from streamline_trio._core.documents import RunDoc
-from streamline_trio._core.errors import RunNotFound, StoreUnavailable
+from streamline_trio._core.errors import InvalidState, RunNotFound, StoreUnavailable
 from streamline_trio._core.status import SETTLED
 from streamline_trio._runtime.services import Services
 
@@ -34,6 +34,7 @@ class Watcher:
         self._services = services
         self._watches: dict[str, _Watch] = {}
         self._wanted = trio.Event()
+        self._closed = False
 
     def settled(self, run: RunDoc) -> None:
         """A run is known to have settled."""
@@ -52,13 +53,31 @@ class Watcher:
 
         A cancel point. Raises `RunNotFound` if there is no such run, or it is deleted meanwhile.
         """
+        if self._closed:
+            return await self._explain(run_id)
         async with self._watching(run_id) as watch:
             if not driven:
                 await self._ask([run_id], patient=True)
             await watch.event.wait()
             if watch.settled is None:
-                raise RunNotFound(f"there is no run {run_id}", run_id=run_id)
+                return await self._explain(run_id)
             return watch.settled
+
+    async def _explain(self, run_id: str) -> RunDoc:
+        """Why a run cannot be waited for: there is none, it does not decode, or the engine has closed."""
+        if self._closed:
+            raise InvalidState(f"cannot wait for run {run_id}: the engine has closed", action="wait")
+        store = self._services.store
+        run = await self._services.read(lambda: store.load(run_id))
+        if run is None:
+            raise RunNotFound(f"there is no run {run_id}", run_id=run_id)
+        return run if run.head.status in SETTLED else await self.wait(run_id, driven=False)
+
+    def close(self) -> None:
+        """The engine closes: nobody would tell those who wait."""
+        self._closed = True
+        for watch in self._watches.values():
+            watch.event.set()
 
     @asynccontextmanager
     async def _watching(self, run_id: str) -> AsyncGenerator[_Watch]:
@@ -80,7 +99,7 @@ class Watcher:
             if not self._watches:
                 self._wanted = trio.Event()
                 await self._wanted.wait()
-            await trio.sleep(self._services.options.poll_interval)
+            await trio.sleep(self._services.poll_pause())
             run_ids = [run_id for run_id, watch in self._watches.items() if not watch.event.is_set()]
             for start in range(0, len(run_ids), _READ_AT_ONCE):
                 await self._ask(run_ids[start : start + _READ_AT_ONCE])

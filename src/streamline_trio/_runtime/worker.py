@@ -169,7 +169,8 @@ class Worker:
         """Stop every handler, mark the old id dead, and go on under a new one."""
         async with self._lock:
             old, self._id = self._id, None
-            assert old is not None
+            if old is None:
+                return  # signed off while its last beat was on its way
             self.retirements += 1
             self._services.logger.warning("worker %s lost its lease: its runs go to others", old)
             self._lost()

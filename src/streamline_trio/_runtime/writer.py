@@ -9,7 +9,7 @@ import trio
 
 from streamline_trio._core.decide import decide
 from streamline_trio._core.documents import RunDoc
-from streamline_trio._core.errors import LeaseLost, StoreUnavailable, StreamlineError
+from streamline_trio._core.errors import LeaseLost, StoreUnavailable, StreamlineError, ValidationError
 from streamline_trio._core.events import Event
 from streamline_trio._core.happenings import Happening
 from streamline_trio._core.plan import Plan
@@ -148,7 +148,7 @@ class RunWriter:
             self._fail(entries, outcome.error)
             self._flush()
         elif isinstance(outcome, KeyTaken):
-            self._fail(entries, StreamlineError(f"a {outcome.key} is held by run {outcome.holder}"))
+            self._fail(entries, ValidationError("the token of this wait is in use for another wait"))
             self._flush()
         elif isinstance(outcome, StoreUnavailable):
             self._lose(entries, outcome)

@@ -1,5 +1,6 @@
 """The stores that ship with the engine."""
 
 from streamline_trio.stores.memory import MemoryStore
+from streamline_trio.stores.sqlite import SqliteStore
 
-__all__ = ["MemoryStore"]
+__all__ = ["MemoryStore", "SqliteStore"]

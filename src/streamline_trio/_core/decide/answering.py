@@ -59,7 +59,8 @@ def signal_arrived(turn: Turn, happening: SignalArrived) -> bool:
         _keep(turn, happening)
     else:
         return False
-    _remember(turn, seen)
+    if happening.remembered:
+        _remember(turn, seen)
     return True
 
 

@@ -97,7 +97,9 @@ def _require_rewindable(turn: Turn, happening: Rewound, target: int) -> None:
             "rewind", "it is past going back" if turn.status in SETTLED else "it has not begun", *allowed
         )
     if turn.lease is not None and not happening.lease_dead:
-        raise turn.invalid("rewind", "a step is running: pause it and wait for the step to end", *allowed)
+        raise turn.invalid(
+            "rewind", "a step is running: pause it and wait for the step to end", "done", "failed", "waiting"
+        )
     reached = _reached(turn)
     if turn.status != "done" and _is_known(turn, reached) and turn.plan.index(reached) < target:
         raise turn.invalid("rewind", f"it has not reached step {happening.to}", *allowed)

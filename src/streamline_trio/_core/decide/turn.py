@@ -311,7 +311,7 @@ class Turn:
         head = _replace(before, **self._head)
         if head.lease is None:
             current = None if self.current_step is None else self.step(self.current_step)
-            head = _replace(head, due_at=due_at(self.run.origin, head, current, self.records.values()))
+            head = _replace(head, due_at=due_at(head, current, self.records.values()))
         run = RunDoc(
             origin=self.run.origin,
             head=head,
