@@ -99,6 +99,7 @@ from streamline_trio._runtime.engine import (
 )
 from streamline_trio._runtime.handle import (
     LogLine,
+    Progress,
     RunHandle,
 )
 from streamline_trio._runtime.opening import (
@@ -157,6 +158,7 @@ __all__ = [
     "Parent",
     "PayloadTooLarge",
     "PendingWait",
+    "Progress",
     "Run",
     "RunCancelled",
     "RunError",

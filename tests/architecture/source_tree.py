@@ -89,9 +89,7 @@ class Module:
                     found.append((node, alias.name, local))
             elif isinstance(node, ast.ImportFrom):
                 origin = self._origin(node)
-                found.extend(
-                    (node, f"{origin}.{alias.name}", alias.asname or alias.name) for alias in node.names
-                )
+                found.extend((node, f"{origin}.{alias.name}", alias.asname or alias.name) for alias in node.names)
         return found
 
     def _origin(self, node: ast.ImportFrom) -> str:

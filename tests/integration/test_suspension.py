@@ -139,7 +139,7 @@ async def test_a_time_that_has_passed_ends_the_sleep_at_once():
     """Proves that sleeping until the past, or for no time, costs no time and still re-enters."""
     entries = 0
 
-    async def handler(ctx):
+    async def handler(ctx: Any) -> Any:
         nonlocal entries
         entries += 1
         await ctx.sleep_until((await engine.get(ctx.run_id)).created_at)

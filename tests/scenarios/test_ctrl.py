@@ -483,7 +483,7 @@ async def test_a_paused_run_of_a_dead_worker():
     unpause. Ours: the paused one is taken from the dead worker, without being entered."""
     store, entered = MemoryStore(), list[str]()
 
-    async def handler(ctx):
+    async def handler(ctx: Any) -> Any:
         entered.append(ctx.run_id)
         await trio.sleep(1 if entered.count(ctx.run_id) > 1 else 1000)
         return "done"

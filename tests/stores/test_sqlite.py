@@ -110,7 +110,9 @@ async def test_one_poisonous_write_harms_no_other(path):
         batch = [Insert(sample("a")), Insert(large), Insert(sample("b")), PutSide("k", "s", 1, b"")]
         verdicts = await store.write(batch)
         assert [type(verdict) for verdict in verdicts] == [Applied, Failed, Applied, Refused]
-        assert isinstance(verdicts[1].error.__cause__, sqlite3.DataError)
+        failed = verdicts[1]
+        assert isinstance(failed, Failed)
+        assert isinstance(failed.error.__cause__, sqlite3.DataError)
         assert [type(verdict) for verdict in await store.write([Insert(large)])] == [Failed]
         wide = sample("wide", due_at=2**63)
         assert [type(verdict) for verdict in await store.write([Insert(wide), Insert(sample("c"))])] == [

@@ -114,8 +114,8 @@ def crowded(tmp_path_factory):
 
 def crowd(connection, number):
     """Copy the sleeper: a third each in three priorities, all on one route, all due later."""
-    columns = [row[1] for row in connection.execute("PRAGMA table_info(runs)") if row[1] not in {"no", "id"}]
-    values = [{"due_at": "due_at + n", "priority": "n % 3"}.get(column, column) for column in columns]
+    columns = [str(row[1]) for row in connection.execute("PRAGMA table_info(runs)") if row[1] not in {"no", "id"}]
+    values = [{"due_at": "due_at + n", "priority": "n % 3"}.get(column) or column for column in columns]
     connection.execute(
         f"""
         WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {number})

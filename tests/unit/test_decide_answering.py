@@ -5,7 +5,14 @@ import pytest
 from streamline_trio._core.decide.answering import MAX_INBOX, SEEN_FOR
 from streamline_trio._core.due import NOW
 from streamline_trio._core.errors import InvalidState, TokenInvalid, ValidationError
-from streamline_trio._core.happenings import Answered, CancelAsked, PauseAsked, UnpauseAsked, Withdrawn
+from streamline_trio._core.happenings import (
+    Answered,
+    CancelAsked,
+    PauseAsked,
+    SignalArrived,
+    UnpauseAsked,
+    Withdrawn,
+)
 from streamline_trio._core.shapes import describe
 from tests.unit.story import T0, Story, human, pack, timer, unpack, waits_for
 
@@ -212,6 +219,13 @@ def test_a_broadcast_reaches_a_run_once():
     story = Story("a").suspends(waits_for("s")).hears(addressed=False).claims().suspends(waits_for("s", key="=2"))
     before = story.run
     assert story.hears(addressed=False).run is before
+
+
+def test_an_id_that_cannot_come_again_is_not_kept():
+    """An id that the engine has minted itself is repeated by nobody: it leaves no trace but its message."""
+    signal = SignalArrived(signal="s", payload=pack(1), id="minted", remembered=False)
+    story = Story("a").does(signal)
+    assert (len(story.run.inbox), story.run.seen) == (1, {})
 
 
 def test_a_signal_to_a_settled_run():

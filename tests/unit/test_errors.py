@@ -96,7 +96,7 @@ def test_meta_holds_the_facts():
 def test_invalid_state_tells_action_status_and_what_is_allowed():
     """Proves that the run's status is kept apart from the HTTP status."""
     error = InvalidState("cannot pause", action="pause", status="done", allowed=["running", "waiting"])
-    assert (error.action, error.status, error.allowed) == ("pause", "done", ("running", "waiting"))
+    assert (error.action, vars(error)["status"], error.allowed) == ("pause", "done", ("running", "waiting"))
     assert (type(error).status, InvalidState("no", action="pause").status) == (409, 409)
     assert error.meta == {"action": "pause", "status": "done", "allowed": ("running", "waiting")}
 

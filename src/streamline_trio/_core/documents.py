@@ -191,7 +191,8 @@ class Head(Doc, frozen=True, kw_only=True):
     `revision` grows by each commit, `fence` by each claim. `streak` counts recoveries without progress,
     `finished` numbers finished steps, `arrivals` numbers inbox messages. `attention` marks that somebody else
     committed something that the holder has not seen; `ready_at` is since when a run that needs a worker has one
-    to wait for. `commits` are the ids of the last commits, newest last.
+    to wait for; `retried` that it was taken up again and has not settled since. `commits` are the ids of the last
+    commits, newest last.
     """
 
     version: str
@@ -216,6 +217,7 @@ class Head(Doc, frozen=True, kw_only=True):
     recoveries: int = 0
     streak: int = 0
     dead_lettered: bool = False
+    retried: bool = False
     error: ErrorDoc | None = None
     output_step: str | None = None
     finished: int = 0

@@ -78,7 +78,7 @@ class Attempt:
                 return self._finished(value)
         except (KeyboardInterrupt, SystemExit, GeneratorExit, trio.Cancelled, BaseExceptionGroup) as error:
             if isinstance(error, ExceptionGroup):
-                return self._failed(error)
+                return self._failed(error)  # pyright: ignore[reportUnknownArgumentType] - a group of any errors
             raise
         except BaseException as error:  # noqa: BLE001 - whatever else a handler raises is its failure
             return self._failed(error)

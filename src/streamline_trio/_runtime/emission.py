@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from streamline_trio._core import payload
-from streamline_trio._core.checking import is_text
+from streamline_trio._core.checking import is_mapping, is_text
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import (
     InvalidState,
@@ -32,7 +32,18 @@ BROADCASTS = "broadcast"
 KEPT = 24 * 60 * 60 * 1000
 _AT_ONCE = 100
 _MAX_ID = 200
-_MATCHED = {"id", "workflow", "version", "user", "priority", "idempotency_key", "status", "current_step"}
+_MATCHED = {
+    "tags",
+    "meta",
+    "id",
+    "workflow",
+    "version",
+    "user",
+    "priority",
+    "idempotency_key",
+    "status",
+    "current_step",
+}
 
 
 class BroadcastDoc(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -77,10 +88,15 @@ async def emit(
 
 
 def _checked(match: Mapping[str, Any] | None) -> dict[str, Any]:
-    unknown = set(match or ()) - _MATCHED
-    if unknown:
-        raise ValidationError(f"match knows {sorted(_MATCHED)}, not {sorted(unknown)}")
-    return dict(match or {})
+    """What to select runs by, as plain data."""
+    if match is None:
+        return {}
+    if not is_mapping(match) or not set(match) <= _MATCHED:
+        raise ValidationError(f"match is a mapping of {sorted(_MATCHED)}, not {repr(match)[:100]}")
+    plain: dict[str, Any] = payload.rebuild(dict(match), dict[str, Any], what="match")
+    if not isinstance(plain.get("tags", []), list) or not isinstance(plain.get("meta", {}), dict):
+        raise ValidationError("match: tags is a list and meta a mapping")
+    return plain
 
 
 async def _broadcast(machinery: Machinery, name: str, stored: bytes, id: str, match: dict[str, Any]) -> None:
@@ -163,7 +179,18 @@ async def _deliver_to(machinery: Machinery, run_id: str, doc: BroadcastDoc, unre
 
 
 def _matches(run: RunDoc, match: dict[str, Any]) -> bool:
-    return all(_field(run, field) == value for field, value in match.items())
+    """All fields equal; of `tags` and `meta` what is asked for must be there."""
+    return all(_has(run, field, value) for field, value in match.items())
+
+
+def _has(run: RunDoc, field: str, value: Any) -> bool:
+    if field == "tags":
+        return set(value) <= set(run.origin.tags)
+    if field == "meta":
+        stored = run.origin.meta
+        meta: dict[str, Any] = {} if stored is None else msgspec.msgpack.decode(stored)
+        return all(key in meta and meta[key] == wanted for key, wanted in value.items())
+    return bool(_field(run, field) == value)
 
 
 def _field(run: RunDoc, field: str) -> object:

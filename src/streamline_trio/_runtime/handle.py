@@ -27,7 +27,8 @@ from streamline_trio._core.happenings import (
 )
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.step import Step, step_id_of
-from streamline_trio._runtime.driver import LogEntry
+from streamline_trio._core.store import RowKind
+from streamline_trio._runtime.driver import LogEntry, ProgressEntry
 from streamline_trio._runtime.driving import drive
 from streamline_trio._runtime.snapshot import Run
 from streamline_trio._runtime.timeline import TimelineEntry, timeline
@@ -50,6 +51,23 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any] = {}
 
 
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a run is: `done` of `total` steps are done, `percent` is rounded.
+
+    `step`, `reported`, `message`, `data` and `at` are what a handler told last by `ctx.progress`, if any did.
+    """
+
+    percent: int
+    done: int
+    total: int
+    step: str | None = None
+    reported: float | None = None
+    message: str | None = None
+    data: dict[str, Any] = {}
+    at: whenever.Instant | None = None
+
+
+_decode_progress = msgspec.msgpack.Decoder(ProgressEntry).decode
 _decode_log = msgspec.msgpack.Decoder(LogEntry).decode
 
 
@@ -110,15 +128,36 @@ class RunHandle:
 
     async def logs(self) -> list[LogLine]:
         """The lines that handlers logged, oldest first, at most the workflow's `max_step_logs`."""
+        await self._machinery.load(self.id)
+        return [_log_line(_decode_log(row)) for row in await self._rows("log")]
+
+    async def progress(self) -> Progress:
+        """How many steps are done, and what handlers told last by `ctx.progress`. Raises `RunNotFound`."""
+        run = await self.get()
+        done = sum(step.status == "done" for step in run.steps.values())
+        told = [_decode_progress(row) for row in await self._rows("progress")]
+        progress = Progress(percent=round(100 * done / len(run.steps)), done=done, total=len(run.steps))
+        if not told:
+            return progress
+        last = told[-1]
+        return msgspec.structs.replace(
+            progress,
+            step=last.step,
+            reported=last.percent,
+            message=last.message,
+            data=last.data,
+            at=instant_of(last.at),
+        )
+
+    async def _rows(self, kind: RowKind) -> list[bytes]:
+        """The stored rows, with those that wait in a driver here."""
         machinery = self._machinery
-        await machinery.load(self.id)
         driver = machinery.crew.drivers.get(self.id)
         if driver is not None:
             driver.flush_rows()
             await machinery.services.committer.flushed()
         store = machinery.services.store
-        rows = await machinery.services.read(lambda: store.rows(self.id, "log"))
-        return [_log_line(_decode_log(row)) for row in rows]
+        return await machinery.services.read(lambda: store.rows(self.id, kind))
 
     async def timeline(self) -> list[TimelineEntry]:
         """What happened when, by which worker and attempt; bounded per step."""
@@ -175,7 +214,10 @@ class RunHandle:
         await self._act(Rewound(to=step_id_of(to)))
 
     async def retry(self) -> None:
-        """Give a failed or dead-lettered run fresh attempts at what failed. `InvalidState` otherwise."""
+        """Give a failed or dead-lettered run fresh attempts at what failed; repeated, a no-op.
+
+        `InvalidState` for any other run.
+        """
         await self._act(Retried())
 
     async def drive(self) -> Run:

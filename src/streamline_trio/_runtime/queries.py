@@ -10,7 +10,8 @@ from typing import Any, Generic, Literal, TypedDict, TypeVar, get_args
 import msgspec
 import whenever
 
-from streamline_trio._core.checking import is_whole
+from streamline_trio._core import payload
+from streamline_trio._core.checking import is_a, is_mapping, is_text, is_whole
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.durations import instant_millis
@@ -25,6 +26,7 @@ Sort = Literal["created_at", "-created_at", "updated_at", "-updated_at"]
 Instant = datetime | whenever.Instant | whenever.ZonedDateTime
 
 MAX_LIMIT = 10_000
+_LONGEST = 1000
 _KINDS = ("human", "signal", "timer")
 _INSTANTS = ("created_after", "created_before", "updated_after", "updated_before")
 
@@ -80,7 +82,24 @@ def query_of(filters: Mapping[str, Any]) -> RunQuery:
     if isinstance(given.get("tags"), str):
         raise ValidationError(f"tags is a sequence of texts, not {given['tags']!r}")
     given["tags"] = tuple(given.get("tags", ()))
+    _check_kinds(given)
     return RunQuery(**given)
+
+
+def _check_kinds(given: Mapping[str, Any]) -> None:
+    """A filter of the wrong kind would match nothing, which is no answer."""
+    for name in ("workflow", "user", "parent"):
+        if name in given and not is_text(given[name], _LONGEST):
+            raise ValidationError(f"{name} is a text, not {repr(given[name])[:100]}")
+    for name in ("paused", "dead_lettered"):
+        if name in given and not is_a(given[name], bool):
+            raise ValidationError(f"{name} is True or False, not {repr(given[name])[:100]}")
+    if not all(is_text(tag, _LONGEST) for tag in given["tags"]):
+        raise ValidationError(f"tags is a sequence of texts, not {repr(given['tags'])[:100]}")
+    if "meta" in given:
+        if not is_mapping(given["meta"]):
+            raise ValidationError(f"meta is a mapping, not {repr(given['meta'])[:100]}")
+        payload.encode(dict(given["meta"]), what="meta")
 
 
 def _statuses(given: Any) -> tuple[RunStatus, ...]:

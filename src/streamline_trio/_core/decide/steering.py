@@ -69,8 +69,10 @@ def rewound(turn: Turn, happening: Rewound) -> None:
     _take_up_again(turn)
 
 
-def retried(turn: Turn, _happening: Retried) -> None:
-    """Give what failed fresh attempts; everything that succeeded stays."""
+def retried(turn: Turn, _happening: Retried) -> bool:
+    """Give what failed fresh attempts; everything that succeeded stays. Once: until it settles again."""
+    if turn.status not in SETTLED and turn.head.retried:
+        return False
     if turn.status != "failed":
         raise turn.invalid("retry", "it has not failed", "failed")
     step_id = turn.current_step = _reached(turn)
@@ -82,6 +84,8 @@ def retried(turn: Turn, _happening: Retried) -> None:
     _make_memos(turn)
     turn.emit(WorkflowRetry, step=step_id)
     _take_up_again(turn)
+    turn.change(retried=True)
+    return True
 
 
 def _make_memos(turn: Turn) -> None:
@@ -130,6 +134,7 @@ def _take_up_again(turn: Turn) -> None:
         cancel_requested=False,
         cancel_reason=None,
         dead_lettered=False,
+        retried=False,
         streak=0,
         attention=False,
     )

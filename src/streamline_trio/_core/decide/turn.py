@@ -285,7 +285,7 @@ class Turn:
         self.to(status)
         self.lease = None
         self.paused = False
-        self.change(ended_at=self.now, attention=False, ready_at=None, pause_reason=None)
+        self.change(ended_at=self.now, attention=False, ready_at=None, pause_reason=None, retried=False)
         self.drop_records(keep_outcomes=status == "failed")
 
     # --- the result ----------------------------------------------------------------------------------------

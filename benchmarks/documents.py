@@ -1,0 +1,73 @@
+"""Real documents, as the engine writes them: recorded from a run on a memory store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import trio
+
+from benchmarks.workflows import nap, nothing, workflow_of
+from streamline_trio import MemoryStore, Workflow, open_engine
+from streamline_trio._core.codec import HEAD, split
+from streamline_trio._core.diff import changed
+from streamline_trio.store import Insert, RunDoc, Update, Verdict, Write
+
+_replace = msgspec.structs.replace
+
+
+class Written(NamedTuple):
+    """What one write of the engine carries: the head, and the parts beside it."""
+
+    head: bytes
+    parts: tuple[bytes, ...]
+
+
+class _Recorder(MemoryStore):
+    """A memory store that keeps what was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[Insert | Update] = []
+        self.parked = trio.Event()
+
+    async def write(self, batch: Sequence[Write]) -> list[Verdict]:
+        verdicts = await super().write(batch)
+        self.written += [write for write in batch if isinstance(write, Insert | Update)]
+        if any(isinstance(write, Update) and write.after.head.lease is None for write in batch):
+            self.parked.set()
+        return verdicts
+
+
+async def _recorded(workflow: Workflow[Any, Any]) -> list[Insert | Update]:
+    """The writes of one run until it settles or sleeps."""
+    store = _Recorder()
+    async with open_engine(store, workflow) as engine:
+        await engine.start(workflow, None)
+        await store.parked.wait()
+    return store.written
+
+
+async def writes_of_run(steps: int) -> list[Written]:
+    """The N + 1 writes of a run of N steps that do nothing."""
+    return [_carried(write) for write in await _recorded(workflow_of(steps, nothing))]
+
+
+def _carried(write: Insert | Update) -> Written:
+    parts = split(write.run) if isinstance(write, Insert) else changed(write.before, write.after)
+    bodies = {name: body for name, body in parts.items() if body is not None}
+    return Written(bodies.pop(HEAD), tuple(bodies.values()))
+
+
+async def sleeper(steps: int) -> RunDoc:
+    """A run that sleeps for a year in the first of its steps."""
+    last = (await _recorded(workflow_of(steps, nap)))[-1]
+    assert isinstance(last, Update), "its last write is the one that parks it"
+    return last.after
+
+
+def copies(run: RunDoc, prefix: str, numbers: range) -> Iterator[Insert]:
+    """The same run under other ids."""
+    for number in numbers:
+        yield Insert(_replace(run, origin=_replace(run.origin, id=f"{prefix}-{number:09d}", start_id=number)))

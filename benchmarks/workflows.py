@@ -1,0 +1,86 @@
+"""The workflows that are measured, and what their handlers leave behind for those who count."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import trio
+
+from streamline_trio import StepContext, Workflow
+
+Handler = Callable[[StepContext[Any, Any]], Coroutine[Any, Any, None]]
+
+YEAR = 365 * 86_400.0
+
+
+class Effect(msgspec.Struct, frozen=True):
+    """A side effect: a handler was entered or left; `at` is the machine's monotonic clock."""
+
+    what: Literal["entered", "left"]
+    run: str
+    step: str
+    worker: str
+    at: float
+
+
+_encode = msgspec.json.encode
+_decode = msgspec.json.Decoder(Effect).decode
+
+
+class Effects:
+    """Side effects of all processes in one file, one a line; each is one atomic append."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[Effect]:
+        """Everything so far; a line that is being written is left out."""
+        if not self.path.exists():
+            return []
+        return [_decode(line) for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+    async def has(self, count: int) -> bool:
+        """Whether there are so many, without reading them."""
+        await trio.lowlevel.checkpoint()
+        return self.path.exists() and self.path.read_bytes().count(b"\n") >= count
+
+    @contextmanager
+    def open(self) -> Iterator[Callable[[Effect], object]]:
+        """The function that appends."""
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            yield lambda effect: os.write(file, _encode(effect) + b"\n")
+        finally:
+            os.close(file)
+
+
+def workflow_of(steps: int, handler: Handler) -> Workflow[Any, Any]:
+    """A workflow of that many equal steps. Its plan, and so its documents, do not depend on the handler."""
+    return Workflow(f"bench-{steps}", steps={f"step-{number}": handler for number in range(1, steps + 1)})
+
+
+async def nothing(ctx: StepContext[Any, Any]) -> None:
+    """A step that does nothing: what is left is the engine."""
+
+
+async def nap(ctx: StepContext[Any, Any]) -> None:
+    """A step that sleeps longer than anybody measures."""
+    await ctx.sleep(YEAR)
+
+
+def signing(write: Callable[[Effect], object], worker: str, seconds: float) -> Handler:
+    """A step that takes so long and signs when it was entered and, if it takes time at all, when it was left."""
+
+    async def sign(ctx: StepContext[Any, Any]) -> None:
+        write(Effect("entered", ctx.run_id, ctx.step_id, worker, time.monotonic()))
+        if seconds:
+            await trio.sleep(seconds)
+            write(Effect("left", ctx.run_id, ctx.step_id, worker, time.monotonic()))
+
+    return sign

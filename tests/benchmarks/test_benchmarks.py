@@ -1,0 +1,135 @@
+"""The benchmarks run and print what they promise; what they measure is nobody's business here."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from benchmarks import bare
+from streamline_trio.stores.sqlite import _store
+
+ROOT = Path(__file__).parents[2]
+RATES = {"engine_per_s", "bare_per_s", "ratio", "engine_cpu_us_per_step"}
+COSTS = {"claim_ms", "due_query_ms", "worker_mib", "worker_tasks"}
+
+# A shape maps each key to the shape of its value; a set names keys of numbers.
+SHAPES = {
+    "steps": {"concurrency": dict.fromkeys(("1", "16", "256"), RATES)},
+    "latency": {"p50_ms", "p99_ms", "bare_commit_p50_ms", "bare_commit_p99_ms"},
+    "claims": {"processes": {count: {"claims_per_s"} for count in ("1", "2", "4")}},
+    "growth": {"us_per_step": {"10", "100", "1000"}},
+    "sleepers": {"sleepers": dict.fromkeys(("0", "1000"), COSTS)},
+    "recovery": {"process_ready_s", "first_taken_over_s", "first_progress_s", "all_done_s", "remaining_work_s"},
+}
+# The longest runs would take the disk of a busy machine many seconds.
+STORES = {"growth": ["--store", "memory:"]}
+
+
+def bench(*arguments, folder):
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+
+
+def is_measured(found, shape):
+    if isinstance(shape, set):
+        return all(math.isfinite(found[key]) and found[key] > 0 for key in shape)
+    return all(is_measured(found[key], inner) for key, inner in shape.items())
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_benchmark_ends_with_its_figures(name, tmp_path):
+    """Proves that the last line is one JSON object of positive figures, and that no file is left behind."""
+    done = bench(name, "--quick", *STORES.get(name, ()), folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    table, last = done.stdout.rstrip("\n").rsplit("\n", 1)
+    assert "----" in table
+    figures = json.loads(last)
+    assert (figures["benchmark"], figures["settings"]["rounds"]) == (name, 1)
+    assert figures["machine"]["fsync_us"] > 0
+    assert is_measured(figures, SHAPES[name])
+    assert figures.get("duplicates", 0) == 0
+    assert figures.get("ratio_1000_to_10", 1) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_of_them_run_on_a_store_that_was_named(tmp_path):
+    """Proves that without a name each benchmark that the store allows runs, and that `--json` prints only that."""
+    done = bench("--quick", "--json", "--store", "memory:", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert (told["benchmark"], told["store"]) == ("all", "memory:")
+    assert sorted(told["results"]) == ["growth", "latency", "steps"]
+
+
+@pytest.mark.parametrize(
+    ("store", "why"),
+    [
+        ("memory:", "which cannot reach memory:"),
+        ("mongodb://localhost", "there is no bare loop for 'mongodb://localhost'"),
+        ("sqlite:////no/such/place.db", "its directory does not exist"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line(store, why, tmp_path):
+    """Proves that a store that does not fit is told on stderr, without a traceback."""
+    done = bench("claims", "--quick", "--store", store, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("benchmarks: ")
+    assert done.stderr.count("\n") == 1
+    assert why in done.stderr
+
+
+def worker_of(folder):
+    """The id of a worker process whose job names the folder, once there is one."""
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            text = line.read_bytes()
+            if b"benchmarks.worker" in text and bytes(folder) in text:
+                return int(line.parent.name)
+    return None
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for a stranger's child through a pidfd")
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+async def test_its_workers_end_with_it(sent, status, tmp_path):
+    """Proves that no process is left behind, however a benchmark ends."""
+    command = [sys.executable, "-m", "benchmarks", "recovery", "--json"]
+    start = partial(
+        trio.run_process,
+        command,
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+    )
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(start)
+        while (worker := worker_of(tmp_path)) is None:  # noqa: ASYNC110 - nothing tells of a stranger's child
+            await trio.sleep(0.01)
+        descriptor = os.pidfd_open(worker)
+        process.send_signal(sent)
+        await trio.lowlevel.wait_readable(descriptor)
+        os.close(descriptor)
+        assert await process.wait() == status
+    if sent != signal.SIGKILL:
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bare_loop_has_the_settings_of_the_store():
+    """Proves that the bare loop waits for the disk exactly as the store does."""
+    assert bare.SETTINGS == _store._SETTINGS
