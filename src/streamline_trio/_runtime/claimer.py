@@ -107,8 +107,8 @@ class Claimer:
     async def _take_due(self, limit: int) -> int:
         """Claim due runs; how many were found."""
         now = self._services.clock.now()
-        found = await self._services.store.due(self._registry.routes, now, limit)
-        runs = [run for run in found if not self._is_set_aside(run)]
+        found = await self._services.store.due(self._registry.routes, now, limit + len(self._set_aside))
+        runs = [run for run in found if not self._is_set_aside(run)][:limit]
         await self._claim(runs, lease_dead=False)
         return len(runs)
 

@@ -40,7 +40,7 @@ class Crew:
         self.threads: HandlerThreads = HandlerThreads(min(capacity, _THREADS), services.logger)
         self.drivers: dict[str, Driver] = {}
         self.expected: set[str] = set()
-        self.closed = False
+        self.closed: bool = False
         self._changed = trio.Event()
 
     @property
