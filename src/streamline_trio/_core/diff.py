@@ -48,10 +48,9 @@ def changed(before: RunDoc, after: RunDoc) -> Changes:
 
 
 def _compare(kind: MapKind, old: Mapping[str, object], new: Mapping[str, object], changes: Changes) -> None:
-    for key, value in new.items():
-        was = old.get(key)
-        if was is not value and was != value:
+    other = [(key, value, old.get(key)) for key, value in new.items() if old.get(key) is not value]
+    for key, value, was in other:
+        if was != value:
             changes[part_name(kind, key)] = kind.encode(value)
-    for key in old:
-        if key not in new:
-            changes[part_name(kind, key)] = None
+    if not old.keys() <= new.keys():
+        changes.update((part_name(kind, key), None) for key in old.keys() - new.keys())

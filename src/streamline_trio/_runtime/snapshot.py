@@ -156,7 +156,8 @@ def _output(run: RunDoc, steps: dict[str, StepState]) -> Any:
 
 def _steps(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None) -> dict[str, StepState]:
     order = list(run.steps) if plan is None else [step.id for step in plan.steps]
-    order += [step_id for step_id in run.steps if step_id not in set(order)]
+    known = set(order)
+    order += [step_id for step_id in run.steps if step_id not in known]
     return {step_id: _step(step_id, run, workflow) for step_id in order}
 
 
