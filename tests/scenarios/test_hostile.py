@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import trio
@@ -143,3 +144,86 @@ async def test_a_repeated_retry_is_a_no_op():
         assert await run.result() == "yes"
         with pytest.raises(InvalidState):
             await run.retry()
+
+
+@in_virtual_time
+async def test_a_broadcast_selects_by_tags_and_meta():
+    """Proves that `match` compares what is asked of tags and meta, and refuses what can match nothing."""
+
+    async def handler(ctx: StepContext) -> Any:
+        return await ctx.wait_for("go")
+
+    workflow = one_step(handler)
+    async with open_engine("memory:", workflow) as engine:
+        one = await engine.start(workflow, tags=["a", "b"], meta={"k": 1})
+        two = await engine.start(workflow, tags=["b"], meta={"k": 2})
+        await trio.testing.wait_all_tasks_blocked()
+        await engine.emit("go", "no", match={"tags": ["a"], "meta": {"k": 2}})
+        await engine.emit("go", "yes", match={"tags": ["a"], "meta": {"k": 1}, "workflow": "flow"})
+        assert await one.result() == "yes"
+        assert (await two.get()).status == "waiting"
+        wrong: Any
+        for wrong in (5, {"unknown": 1}, {"user": object()}, {"tags": "a"}, {"meta": 1}):
+            with pytest.raises(ValidationError, match="match"):
+                await engine.emit("go", match=wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"workflow": 5}, {"user": 5}, {"paused": "x"}, {"tags": [5]}, {"meta": 5}, {"meta": {"a": object()}}]
+)
+@in_virtual_time
+async def test_a_filter_of_the_wrong_kind_is_refused(wrong):
+    """Proves that a filter which could match nothing is told, rather than answered with no runs."""
+    async with open_engine("memory:") as engine:
+        with pytest.raises(ValidationError, match=next(iter(wrong))):
+            await engine.find(**wrong)
+
+
+@in_virtual_time
+async def test_a_long_error_text_is_cut():
+    """Proves that what a failing handler leaves is bounded, however long its text."""
+
+    async def handler(ctx: StepContext) -> None:
+        raise ValueError("x" * 5_000_000)
+
+    workflow = one_step(handler, attempts=1)
+    async with open_engine("memory:", workflow) as engine:
+        error = (await (await engine.start(workflow)).wait()).error
+    assert error is not None
+    assert len(error.message) == 10_001
+    assert len(error.traceback or "") <= 8_001
+
+
+@in_virtual_time
+async def test_only_given_signal_ids_are_remembered():
+    """Proves that a signal without an id leaves nothing behind, and one with an id is known again."""
+    store = MemoryStore()
+    workflow = one_step(lambda ctx: ctx.wait_for("other"))
+    async with open_engine(store, workflow) as engine:
+        run = await engine.start(workflow)
+        for _ in range(3):
+            await engine.emit("go", run=run)
+            await engine.emit("go", run=run, id="same")
+        stored = await store.load(run.id)
+    assert stored is not None
+    assert (len(stored.seen), len(stored.inbox)) == (1, 4)
+
+
+@in_virtual_time
+async def test_a_sweep_drops_all_expired_broadcasts():
+    """Proves that more expired broadcasts than one page holds are gone after one sweep."""
+    store = MemoryStore()
+    async with open_engine(store) as engine:
+        for number in range(250):
+            await engine.emit("go", id=f"n{number}")
+        await trio.sleep(25 * 3600)
+        await engine.emit("go", id="last")
+        await trio.testing.wait_all_tasks_blocked()
+    assert [side.key for side in await store.sides("broadcast")] == ["\ngo\nlast"]
+
+
+async def test_a_store_url_without_a_file_says_so():
+    """Proves that `sqlite:///` is told what it lacks."""
+    with pytest.raises(ValidationError, match="names no file"):
+        async with open_engine("sqlite:///"):
+            pass

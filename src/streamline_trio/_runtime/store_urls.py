@@ -25,6 +25,8 @@ def store_from(store: Store | str) -> Store:
     if store.startswith(_SQLITE) and len(store) > len(_SQLITE):
         return cast("Store", SqliteStore(unquote(store.removeprefix(_SQLITE))))
     scheme = store.partition(":")[0]
+    if scheme == "sqlite":
+        raise ValidationError(f"{store!r} names no file: use sqlite:///relative.db or sqlite:////absolute.db")
     raise ValidationError(
         f"no store has the URL scheme {scheme!r}: use memory:, sqlite:///relative.db or sqlite:////absolute.db"
     )
