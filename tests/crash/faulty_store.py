@@ -4,77 +4,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import trio
 
 from streamline_trio._core.errors import StoreUnavailable
-from streamline_trio._core.store import Hint
+from streamline_trio.testing import FaultyStore, WrappedStore
+from streamline_trio.testing._faulty_store import When
+from streamline_trio.testing._wrapped_store import Act
 
-When = Literal["before", "after"]
 LONGEST_PARK = 100.0
 SLOW = 5.0
-Act = Callable[[], Awaitable[Any]]
 
-
-def _through(name: str) -> Any:
-    async def call(self: WrappedStore, *args: Any, **kwargs: Any) -> Any:
-        return await self.around(name, args, lambda: getattr(self.inner, name)(*args, **kwargs))
-
-    call.__name__ = name
-    return call
-
-
-class WrappedStore:
-    """Delegates to any store; a subclass says what happens `around` a call."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    async def around(self, name: str, args: tuple[Any, ...], act: Act) -> Any:
-        return await act()
-
-    @property
-    def exclusive(self) -> bool:
-        exclusive: bool = self.inner.exclusive
-        return exclusive
-
-    def watch(self, listener: Callable[[Hint], None]) -> Callable[[], None]:
-        unwatch: Callable[[], None] = self.inner.watch(listener)
-        return unwatch
-
-    async def open(self) -> None:
-        await self.inner.open()
-
-    async def aclose(self) -> None:
-        await self.inner.aclose()
-
-    write = _through("write")
-    load = _through("load")
-    load_many = _through("load_many")
-    by_active_key = _through("by_active_key")
-    by_token = _through("by_token")
-    awaiting = _through("awaiting")
-    due = _through("due")
-    next_due = _through("next_due")
-    leased = _through("leased")
-    lease_holders = _through("lease_holders")
-    find = _through("find")
-    count = _through("count")
-    tally = _through("tally")
-    rows = _through("rows")
-    side = _through("side")
-    sides = _through("sides")
-    hold_worker = _through("hold_worker")
-    drop_worker = _through("drop_worker")
-    worker_gone = _through("worker_gone")
-
-    def __getattr__(self, name: str) -> Any:
-        """What the protocol has gained since."""
-        if name.startswith("_") or name == "inner":
-            raise AttributeError(name)
-        return getattr(self.inner, name)
+__all__ = [
+    "Act",
+    "BrokenStore",
+    "CutStore",
+    "FaultyStore",
+    "LocklessStore",
+    "ParkingStore",
+    "When",
+    "WrappedStore",
+]
 
 
 class LocklessStore(WrappedStore):
@@ -85,31 +37,6 @@ class LocklessStore(WrappedStore):
             await trio.lowlevel.checkpoint()
             return False
         return await act()
-
-
-class FaultyStore(WrappedStore):
-    """Fails the calls with the given numbers, before or after having carried them out. Counts while `armed`."""
-
-    def __init__(self, inner: Any, fail: set[int] | frozenset[int] = frozenset(), when: When = "before") -> None:
-        super().__init__(inner)
-        self.fail = fail
-        self.when = when
-        self.armed = False
-        self.calls = 0
-        self.names: list[str] = []
-
-    async def around(self, name: str, args: tuple[Any, ...], act: Act) -> Any:
-        if not self.armed:
-            return await act()
-        number, self.calls = self.calls, self.calls + 1
-        self.names.append(name)
-        if number not in self.fail:
-            return await act()
-        if self.when == "after":
-            await act()
-        else:
-            await trio.lowlevel.checkpoint()
-        raise StoreUnavailable(f"call {number} ({name}) fails {self.when} it was carried out")
 
 
 class BrokenStore(WrappedStore):
