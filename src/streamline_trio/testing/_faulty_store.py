@@ -19,10 +19,10 @@ class FaultyStore(WrappedStore):
 
     def __init__(self, inner: Any, fail: set[int] | frozenset[int] = frozenset(), when: When = "before") -> None:
         super().__init__(inner)
-        self.fail = fail
-        self.when = when
-        self.armed = False
-        self.calls = 0
+        self.fail: set[int] | frozenset[int] = fail
+        self.when: When = when
+        self.armed: bool = False
+        self.calls: int = 0
         self.names: list[str] = []
 
     async def around(self, name: str, args: tuple[Any, ...], act: Act) -> Any:

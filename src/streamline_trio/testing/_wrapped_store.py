@@ -24,7 +24,7 @@ class WrappedStore:
     """Delegates to any store; a subclass says what happens `around` a call."""
 
     def __init__(self, inner: Any) -> None:
-        self.inner = inner
+        self.inner: Any = inner
 
     async def around(self, name: str, args: tuple[Any, ...], act: Act) -> Any:
         return await act()
@@ -44,25 +44,25 @@ class WrappedStore:
     async def aclose(self) -> None:
         await self.inner.aclose()
 
-    write = _through("write")
-    load = _through("load")
-    load_many = _through("load_many")
-    by_active_key = _through("by_active_key")
-    by_token = _through("by_token")
-    awaiting = _through("awaiting")
-    due = _through("due")
-    next_due = _through("next_due")
-    leased = _through("leased")
-    lease_holders = _through("lease_holders")
-    find = _through("find")
-    count = _through("count")
-    tally = _through("tally")
-    rows = _through("rows")
-    side = _through("side")
-    sides = _through("sides")
-    hold_worker = _through("hold_worker")
-    drop_worker = _through("drop_worker")
-    worker_gone = _through("worker_gone")
+    write: Any = _through("write")
+    load: Any = _through("load")
+    load_many: Any = _through("load_many")
+    by_active_key: Any = _through("by_active_key")
+    by_token: Any = _through("by_token")
+    awaiting: Any = _through("awaiting")
+    due: Any = _through("due")
+    next_due: Any = _through("next_due")
+    leased: Any = _through("leased")
+    lease_holders: Any = _through("lease_holders")
+    find: Any = _through("find")
+    count: Any = _through("count")
+    tally: Any = _through("tally")
+    rows: Any = _through("rows")
+    side: Any = _through("side")
+    sides: Any = _through("sides")
+    hold_worker: Any = _through("hold_worker")
+    drop_worker: Any = _through("drop_worker")
+    worker_gone: Any = _through("worker_gone")
 
     def __getattr__(self, name: str) -> Any:
         """What the protocol has gained since."""
