@@ -36,7 +36,7 @@ KEPT_TRIES = 20
 KEPT_WAITS = 20
 
 
-class Doc(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Doc(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Base of everything stored."""
 
 
@@ -225,7 +225,7 @@ class Head(Doc, frozen=True, kw_only=True):
     commits: tuple[int, ...] = ()
 
 
-class RunDoc(msgspec.Struct, frozen=True, kw_only=True):
+class RunDoc(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A whole run. Stores load and save it part by part; see the module's docstring."""
 
     origin: Origin

@@ -56,13 +56,13 @@ class _Frozen(msgspec.Struct, frozen=True):
     """Base of the small values that cross the protocol."""
 
 
-class Insert(_Frozen, frozen=True):
+class Insert(_Frozen, frozen=True, gc=False):
     """Store a new run."""
 
     run: RunDoc
 
 
-class Update(_Frozen, frozen=True):
+class Update(_Frozen, frozen=True, gc=False):
     """Replace `before` by `after`, if `before` is still what is stored."""
 
     before: RunDoc
@@ -119,11 +119,11 @@ class AppendRows(_Frozen, frozen=True):
 Write = Insert | Update | Delete | Quarantine | PutSide | AppendRows
 
 
-class Applied(_Frozen, frozen=True):
+class Applied(_Frozen, frozen=True, gc=False):
     """The write was applied."""
 
 
-class Refused(_Frozen, frozen=True):
+class Refused(_Frozen, frozen=True, gc=False):
     """The guard did not hold; nothing was written."""
 
 

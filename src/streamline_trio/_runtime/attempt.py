@@ -37,52 +37,85 @@ _MAX_CODE = 200
 
 
 class Attempt:
-    """Enters the handler of the current step once."""
+    """Enters the handler of the current step once, in a scope that the driver has opened.
 
-    def __init__(self, driver: Driver, step: Step[Any]) -> None:
+    The scope is cancelled to abort the handler or to unwind it for a suspension. It may have served earlier
+    attempts and serve later ones, as long as nobody has cancelled it.
+    """
+
+    def __init__(self, driver: Driver, step: Step[Any], scope: trio.CancelScope) -> None:
         self._driver = driver
         self._step = step
-        self._suspender = Suspender(step.id)
+        self._suspender = Suspender(step.id, scope)
         self._ctx: StepContext[Any, Any, Any] = StepContext(driver, step, self._suspender)
         self._held: dict[str, Any] = {"worker": driver.writer.worker, "fence": driver.writer.fence, "step": step.id}
+        self._limit: trio.CancelScope | None = None
 
-    async def enter(self) -> Happening | None:
-        """What happened, to be committed; None if nothing may be written (the lease is lost)."""
+    def abort(self) -> None:
+        """Cancel the handler; why, the driver remembers."""
+        self._suspender.scope.cancel()
+
+    async def enter(self) -> Happening:
+        """Call the handler; what happened. `trio.Cancelled` passes if the scope was cancelled."""
         timeout = self._step.options.timeout
-        limit = trio.CancelScope() if timeout is None else trio.CancelScope(deadline=trio.current_time() + timeout)
-        happening: Happening | None = None
         try:
-            with self._driver.abort_scope:
-                with limit:
-                    happening = await self._guarded()
-                late = isinstance(happening, Finished) and limit.cancel_called
-                if late or (happening is None and limit.cancelled_caught):
-                    happening = self._failed(
-                        StepTimeout(
-                            f"step {self._step.id} exceeded its timeout of {timeout:g} s", step=self._step.id
-                        )
-                    )
-        except Exception as error:  # noqa: BLE001 - the rest of a group whose cancellations our scopes took out
-            happening = self._failed(error)
+            if timeout is None:
+                return await self._guarded()
+            return await self._limited(timeout)
         finally:
             self._suspender.ended = True
-        return self._settle(happening)
 
-    async def _guarded(self) -> Happening | None:
-        """The handler's result or failure; suspension, if that is how it ended."""
+    async def _limited(self, timeout: float) -> Happening:
+        """At most for so many seconds: what a handler brings later, in spite of the cancellation, is too late."""
+        self._limit = trio.CancelScope(deadline=trio.current_time() + timeout)
+        happening: Happening | None = None
+        with self._limit:
+            happening = await self._guarded()
+        if happening is None or (isinstance(happening, Finished) and self._limit.cancel_called):
+            return self._timed_out()
+        return happening
+
+    def _timed_out(self) -> AttemptFailed:
+        step = self._step
+        error = StepTimeout(f"step {step.id} exceeded its timeout of {step.options.timeout:g} s", step=step.id)
+        return self.failed(error)
+
+    async def _guarded(self) -> Happening:
+        """The handler's result or failure."""
         try:
-            with self._suspender.scope:
-                if await self._is_skipped():
-                    return Skipped(**self._held, release=self._driver.leaving)
-                value = await self._call()
-                return self._finished(value)
+            if await self._is_skipped():
+                return Skipped(**self._held, release=self._driver.leaving)
+            value = await self._call()
+            return self._finished(value)
         except (KeyboardInterrupt, SystemExit, GeneratorExit, trio.Cancelled, BaseExceptionGroup) as error:
             if isinstance(error, ExceptionGroup):
-                return self._failed(error)  # pyright: ignore[reportUnknownArgumentType] - a group of any errors
+                return self.failed(error)  # pyright: ignore[reportUnknownArgumentType] - a group of any errors
             raise
         except BaseException as error:  # noqa: BLE001 - whatever else a handler raises is its failure
-            return self._failed(error)
-        return self._suspended()
+            return self.failed(error)
+
+    def settle(self, happening: Happening | None) -> Happening | None:
+        """What may be written, given why the handler was stopped, if it was; None if nothing may.
+
+        `happening` is None if the cancelled scope has unwound the handler.
+        """
+        reason = self._driver.abort_reason
+        if reason is None and happening is not None:
+            return happening
+        held: dict[str, Any] = {"worker": self._driver.writer.worker, "fence": self._driver.writer.fence}
+        if reason == "lost":
+            return None
+        if happening is None:
+            if reason == "cancel":
+                return CancelUnwound(**held)
+            if reason == "leave":
+                return HandedBack(**held)
+            if self._limit is not None and self._limit.cancel_called:
+                return self._timed_out()
+            return self._suspended() or DeadlinePassed(**held)
+        if reason == "leave" and isinstance(happening, AttemptFailed):
+            return HandedBack(**held)
+        return happening
 
     async def _is_skipped(self) -> bool:
         """Ask the predicates, in the begun step; not again once it has suspended."""
@@ -124,7 +157,8 @@ class Attempt:
         replayed = tuple(self._suspender.replayed)
         return Suspended(asks=(wanted,), replayed=replayed, release=self._driver.leaving, **self._held)
 
-    def _failed(self, error: BaseException) -> AttemptFailed:
+    def failed(self, error: BaseException) -> AttemptFailed:
+        """The attempt failed with this error."""
         return AttemptFailed(
             error=describe_error(error, self._step.id),
             retriable=self._step.options.retry_on.allows(error),
@@ -132,22 +166,6 @@ class Attempt:
             release=self._driver.leaving,
             **self._held,
         )
-
-    def _settle(self, happening: Happening | None) -> Happening | None:
-        """What may be written, given why the handler was stopped, if it was."""
-        reason = self._driver.abort_reason
-        held: dict[str, Any] = {"worker": self._driver.writer.worker, "fence": self._driver.writer.fence}
-        if reason == "lost":
-            return None
-        if self._driver.abort_scope.cancelled_caught or happening is None:
-            if reason == "cancel":
-                return CancelUnwound(**held)
-            if reason == "leave":
-                return HandedBack(**held)
-            return DeadlinePassed(**held)
-        if reason == "leave" and isinstance(happening, AttemptFailed):
-            return HandedBack(**held)
-        return happening
 
 
 async def _ask(predicate: Any, state: Any) -> bool:

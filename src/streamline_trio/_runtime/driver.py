@@ -70,7 +70,7 @@ class Driver:
         self.services = services
         self.workflow = workflow
         self.threads = threads
-        self.abort_scope: trio.CancelScope = trio.CancelScope()
+        self._entered: Attempt | None = None
         self.abort_reason: AbortReason | None = None
         self.leaving: bool = False
         self.state: bytes = run.state
@@ -100,7 +100,7 @@ class Driver:
         """Until the run parks, settles, is handed back or lost. Raises nothing but what is a bug of ours."""
         try:
             while self.writer.is_held:
-                happening = await self._next()
+                happening = self._stop() or await self._steps()
                 if happening is None:
                     break
                 await self._commit_step(happening)
@@ -115,20 +115,51 @@ class Driver:
             self.writer.close()
             self.done.set()
 
-    async def _next(self) -> Happening | None:
-        """Enter the current step, unless the run is to be stopped first."""
-        held: dict[str, Any] = {"worker": self.writer.worker, "fence": self.writer.fence}
+    def _stop(self) -> Happening | None:
+        """Why no step is to be entered now, if there is a reason."""
         head = self.run.head
+        held: dict[str, Any] = {"worker": self.writer.worker, "fence": self.writer.fence}
         if head.cancel_requested:
             return CancelUnwound(**held)
         if head.deadline is not None and head.deadline <= self.now():
             return DeadlinePassed(**held)
         if self.leaving and self.abort_reason == "leave":
             return HandedBack(**held)
-        self.abort_scope = trio.CancelScope(deadline=self._deadline())
-        assert head.current_step is not None
-        step = self.workflow.steps[head.current_step]
-        return await Attempt(self, step).enter()
+        return None
+
+    async def _steps(self) -> Happening | None:
+        """Enter steps until there is something to commit outside of their scope; None if there is nothing."""
+        deadline = self._deadline()
+        happening: Happening | None = None
+        try:
+            with trio.CancelScope(deadline=deadline) as scope:
+                happening = await self._enter_steps(scope, alone=deadline != math.inf)
+        except Exception as error:
+            if self._entered is None:
+                raise
+            # What is left of a group whose cancellations our scope took out.
+            happening = self._entered.failed(error)
+        attempt, self._entered = self._entered, None
+        return happening if attempt is None else attempt.settle(happening)
+
+    async def _enter_steps(self, scope: trio.CancelScope, *, alone: bool) -> Happening | None:
+        """Enter one step after the other and commit what happened, until the scope is cancelled.
+
+        Opening a scope costs as much as all else about a step that does nothing, so one serves many. With the
+        deadline of a run it serves one step `alone`, since a deadline must not cut a commit short.
+        """
+        while self.writer.is_held:
+            step_id = self.run.head.current_step
+            assert step_id is not None
+            self._entered = Attempt(self, self.workflow.steps[step_id], scope)
+            happening = await self._entered.enter()
+            if alone or scope.cancel_called:
+                return happening
+            self._entered = None
+            await self._commit_step(happening)
+            if (stop := self._stop()) is not None:
+                return stop
+        return None
 
     def _deadline(self) -> float:
         """When the run's own timeout is up, on trio's clock."""
@@ -182,7 +213,8 @@ class Driver:
             self.abort_reason = reason
         if reason == "lost":
             self.writer.lost = True
-        self.abort_scope.cancel()
+        if self._entered is not None:
+            self._entered.abort()
 
     def leave(self) -> None:
         """Hand the run back at the end of the present step."""

@@ -33,8 +33,8 @@ class Suspender:
 
     __slots__ = ("_keys", "_ordinals", "_places", "_step", "_task", "ended", "replayed", "scope", "wanted")
 
-    def __init__(self, step: str) -> None:
-        self.scope: trio.CancelScope = trio.CancelScope()
+    def __init__(self, step: str, scope: trio.CancelScope) -> None:
+        self.scope: trio.CancelScope = scope
         self.wanted: Ask | Goto | None = None
         self.replayed: list[tuple[str, int]] = []
         self.ended: bool = False
@@ -125,7 +125,7 @@ class Suspender:
         )
 
     async def unwind(self, wanted: Ask | Goto) -> Never:
-        """Leave the handler: cancels its scope; `finally` blocks run, nurseries unwind."""
+        """Leave the handler: cancels the scope it runs in; `finally` blocks run, nurseries unwind."""
         self.wanted = wanted
         self.scope.cancel()
         await trio.sleep_forever()
