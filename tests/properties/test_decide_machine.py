@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from streamline_trio._core.codec import split
 from streamline_trio._core.decide import StartRequest, admit, decide
+from streamline_trio._core.diff import changed
 from streamline_trio._core.documents import ErrorDoc, Origin, RunDoc, open_tokens
 from streamline_trio._core.errors import (
     DataCorruption,
@@ -125,6 +126,7 @@ class OneRun(RuleBasedStateMachine):
             return None
         assert decision.run.head.commits[-1] == self.commits
         check_change(before, decision.run, decision.events, happening, self.now)
+        assert changed(before, decision.run, decision.touched) == changed(before, decision.run), "untold changes"
         self.model.follow(before, decision.run, decision.events, happening)
         self.run = decision.run
         self.batch.append(happening)

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from streamline_trio._core.codec import join, split
 from streamline_trio._core.diff import changed
-from streamline_trio._core.documents import StepDoc
+from streamline_trio._core.documents import Memo, StepDoc
 from streamline_trio._core.errors import ValidationError
 from tests.stores.strategies import heads, maps, payloads, runs
 from tests.unit.test_codec import RUN
@@ -66,3 +66,11 @@ def test_a_change_that_cannot_be_encoded_is_refused_by_name():
     """A changed part without a stored form raises ValidationError."""
     with pytest.raises(ValidationError, match="run 'r1' cannot be encoded"):
         changed(RUN, replace(RUN, steps={**RUN.steps, "\ud800": StepDoc()}))
+
+
+def test_only_touched_entries_are_compared():
+    """Where it is said which entries may differ, the others are not looked at; a map not named is not either."""
+    before = replace(RUN, steps={"a": StepDoc(), "b": StepDoc()}, memos={})
+    after = replace(before, steps={"a": StepDoc(attempts=1)}, memos={"key": Memo(step="a", value=b"")})
+    assert set(changed(before, after, {"steps": {"b"}})) == {"step/b"}
+    assert set(changed(before, after)) == {"step/a", "step/b", "memo/key"}

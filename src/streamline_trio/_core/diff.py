@@ -1,12 +1,13 @@
 """What one commit changed, as the parts a store has to write.
 
 Documents are immutable and a commit shares what it does not change, so comparing by identity first makes the
-cost that of the change: a map that is the same object costs nothing.
+cost that of the change: a map that is the same object costs nothing. Of a map that is not, only the entries that
+were touched need be compared, if it is known which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from streamline_trio._core.codec import (
     ENCODE_ERRORS,
@@ -21,15 +22,16 @@ from streamline_trio._core.codec import (
     part_name,
 )
 from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.store import Touched
 
 Changes = dict[str, bytes | None]
 
 
-def changed(before: RunDoc, after: RunDoc) -> Changes:
+def changed(before: RunDoc, after: RunDoc, touched: Touched | None = None) -> Changes:
     """The parts that differ: new contents, or None for a part to remove.
 
-    Applied to `split(before)` it gives `split(after)`. Raises `ValidationError` if a changed part cannot be
-    encoded.
+    Applied to `split(before)` it gives `split(after)`. `touched` is that of an `Update`. Raises `ValidationError`
+    if a changed part cannot be encoded.
     """
     changes: Changes = {}
     try:
@@ -41,16 +43,20 @@ def changed(before: RunDoc, after: RunDoc) -> Changes:
             changes[STATE] = after.state
         for kind, old, new in zip(MAPS, maps_of(before), maps_of(after), strict=True):
             if old is not new:
-                _compare(kind, old, new, changes)
+                _compare(kind, old, new, changes, None if touched is None else touched.get(kind.attribute, ()))
     except ENCODE_ERRORS as error:
         raise not_encodable(after, error) from error
     return changes
 
 
-def _compare(kind: MapKind, old: Mapping[str, object], new: Mapping[str, object], changes: Changes) -> None:
-    other = [(key, value, old.get(key)) for key, value in new.items() if old.get(key) is not value]
-    for key, value, was in other:
-        if was != value:
-            changes[part_name(kind, key)] = kind.encode(value)
-    if not old.keys() <= new.keys():
-        changes.update((part_name(kind, key), None) for key in old.keys() - new.keys())
+def _compare(
+    kind: MapKind,
+    old: Mapping[str, object],
+    new: Mapping[str, object],
+    changes: Changes,
+    touched: Collection[str] | None,
+) -> None:
+    for key in old.keys() | new.keys() if touched is None else touched:
+        was, value = old.get(key), new.get(key)
+        if value is not was and value != was:
+            changes[part_name(kind, key)] = None if value is None else kind.encode(value)

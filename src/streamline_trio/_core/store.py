@@ -40,6 +40,7 @@ A store applies guarded changes; it decides nothing. The conditions:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -62,11 +63,19 @@ class Insert(_Frozen, frozen=True, gc=False):
     run: RunDoc
 
 
+Touched = Mapping[str, AbstractSet[str]]
+
+
 class Update(_Frozen, frozen=True, gc=False):
-    """Replace `before` by `after`, if `before` is still what is stored."""
+    """Replace `before` by `after`, if `before` is still what is stored.
+
+    `touched` saves the store comparing long maps: if given, entries of `RunDoc`'s maps other than those it names
+    are the same in both. A store may ignore it.
+    """
 
     before: RunDoc
     after: RunDoc
+    touched: Touched | None = None
 
 
 class Delete(_Frozen, frozen=True):

@@ -100,22 +100,24 @@ class Attempt:
         `happening` is None if the cancelled scope has unwound the handler.
         """
         reason = self._driver.abort_reason
-        if reason is None and happening is not None:
-            return happening
-        held: dict[str, Any] = {"worker": self._driver.writer.worker, "fence": self._driver.writer.fence}
         if reason == "lost":
             return None
         if happening is None:
-            if reason == "cancel":
-                return CancelUnwound(**held)
-            if reason == "leave":
-                return HandedBack(**held)
-            if self._limit is not None and self._limit.cancel_called:
-                return self._timed_out()
-            return self._suspended() or DeadlinePassed(**held)
+            return self._unwound(reason)
         if reason == "leave" and isinstance(happening, AttemptFailed):
-            return HandedBack(**held)
+            return HandedBack(worker=self._driver.writer.worker, fence=self._driver.writer.fence)
         return happening
+
+    def _unwound(self, reason: str | None) -> Happening:
+        """Who cancelled the scope: those who abort come first, then the step's timeout, then the handler itself."""
+        held: dict[str, Any] = {"worker": self._driver.writer.worker, "fence": self._driver.writer.fence}
+        if reason == "cancel":
+            return CancelUnwound(**held)
+        if reason == "leave":
+            return HandedBack(**held)
+        if self._limit is not None and self._limit.cancel_called:
+            return self._timed_out()
+        return self._suspended() or DeadlinePassed(**held)
 
     async def _is_skipped(self) -> bool:
         """Ask the predicates, in the begun step; not again once it has suspended."""

@@ -173,7 +173,7 @@ class Claimer:
         waiting.fragile = waiting.fragile or run.head.streak >= FRAGILE_FROM
         waiting.add()
         self._services.committer.post(
-            Update(run, decision.run), lambda outcome: self._claimed(outcome, decision, waiting)
+            Update(run, decision.run, decision.touched), lambda outcome: self._claimed(outcome, decision, waiting)
         )
 
     def _claimed(self, outcome: Outcome, decision: Decision, waiting: _Countdown) -> None:
@@ -181,7 +181,7 @@ class Claimer:
         run = decision.run
         applied = isinstance(outcome, Applied)
         if applied:
-            self._services.committed(run, decision.events)
+            self._services.committed(run, (decision,))
         workflow = self._registry.workflow_for(run)
         if applied and run.head.lease is not None and workflow is not None:
             self._crew.drive(run, workflow)

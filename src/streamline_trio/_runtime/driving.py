@@ -87,7 +87,7 @@ async def _claim(machinery: Machinery, run: RunDoc, *, lease_dead: bool) -> Outc
     def tell(outcome: Outcome) -> None:
         outcomes.append(outcome)
         if isinstance(outcome, Applied):
-            services.committed(decision.run, decision.events)
+            services.committed(decision.run, (decision,))
         if isinstance(outcome, Applied) and decision.run.head.lease is not None:
             driver = crew.drive(decision.run, workflow)
             if not is_waited_for:
@@ -96,7 +96,7 @@ async def _claim(machinery: Machinery, run: RunDoc, *, lease_dead: bool) -> Outc
             crew.cancel_reservation(run.origin.id)
         told.set()
 
-    services.committer.post(Update(run, decision.run), tell)
+    services.committer.post(Update(run, decision.run, decision.touched), tell)
     try:
         await told.wait()
     except trio.Cancelled:

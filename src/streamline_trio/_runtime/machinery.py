@@ -98,10 +98,10 @@ class Machinery:
         def tell(outcome: Outcome) -> None:
             outcomes.append(outcome)
             if isinstance(outcome, Applied):
-                services.committed(decision.run, decision.events)
+                services.committed(decision.run, (decision,))
             told.set()
 
-        services.committer.post(Update(run, decision.run), tell)
+        services.committer.post(Update(run, decision.run, decision.touched), tell)
         await told.wait()
         return _result(outcomes[0], decision.run)
 

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import trio
 
+from streamline_trio._core.decide import Decision
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import StoreUnavailable
-from streamline_trio._core.events import EngineError, Event
+from streamline_trio._core.events import EngineError
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Store
 from streamline_trio._runtime.clock import Chance, Clock
@@ -56,9 +57,11 @@ class Services:
         """Run a task for as long as the engine is open."""
         self.nursery.start_soon(task)
 
-    def committed(self, run: RunDoc, events: Sequence[Event]) -> None:
+    def committed(self, run: RunDoc, decisions: Sequence[Decision]) -> None:
         """A commit of ours was applied: tell whoever waits for what it made true."""
-        self.publisher.publish(events)
+        if self.publisher.is_heard:
+            for decision in decisions:
+                self.publisher.publish(decision.events)
         head = run.head
         if head.due_at is not None:
             self.due(head.due_at)

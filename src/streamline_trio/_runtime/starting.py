@@ -117,7 +117,7 @@ def _inserted(
 ) -> None:
     run: RunDoc = decision.run
     if isinstance(outcome, Applied):
-        machinery.services.committed(run, decision.events)
+        machinery.services.committed(run, (decision,))
         if reserved:
             machinery.crew.drive(run, workflow)
     elif reserved:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import trio
 
-from streamline_trio._core.decide import decide
+from streamline_trio._core.decide import Decision, decide
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import LeaseLost, StoreUnavailable, StreamlineError, ValidationError
-from streamline_trio._core.events import Event
 from streamline_trio._core.happenings import Happening
 from streamline_trio._core.plan import Plan
-from streamline_trio._core.store import AppendRows, Applied, Failed, KeyTaken, Update
+from streamline_trio._core.store import AppendRows, Applied, Failed, KeyTaken, Touched, Update
 from streamline_trio._runtime.committer import Outcome
 
 if TYPE_CHECKING:
@@ -112,18 +112,19 @@ class RunWriter:
         if not self.is_held:
             self._fail(entries, HolderGone() if not self.lost else self._lease_lost())
             return
-        run, events = self._decide(entries)
+        decisions = self._decide(entries)
+        run = decisions[-1].run if decisions else self.run
         if run is self.run:
             _finish(entries)
             return
         self._in_flight = entries
         rows, self._rows = self._rows, []
-        before = self.run
-        self._services.committer.post(Update(before, run), lambda outcome: self._settle(outcome, run, events), rows)
+        update = Update(self.run, run, _touched(decisions))
+        self._services.committer.post(update, lambda outcome: self._settle(outcome, run, decisions), rows)
 
-    def _decide(self, entries: list[_Entry]) -> tuple[RunDoc, list[Event]]:
-        """Fold the happenings into one next version; one that is refused fails alone."""
-        run, events = self.run, list[Event]()
+    def _decide(self, entries: list[_Entry]) -> list[Decision]:
+        """Decide one happening on the result of the other; one that is refused fails alone."""
+        run, decisions = self.run, list[Decision]()
         commit, now = self._services.chance.commit_id(), self._services.clock.now()
         for entry in entries:
             try:
@@ -132,15 +133,15 @@ class RunWriter:
                 entry.error = error
                 continue
             run = decision.run
-            events.extend(decision.events)
-        return run, events
+            decisions.append(decision)
+        return decisions
 
-    def _settle(self, outcome: Outcome, run: RunDoc, events: Sequence[Event]) -> None:
+    def _settle(self, outcome: Outcome, run: RunDoc, decisions: Sequence[Decision]) -> None:
         """The committer tells what became of the write in flight."""
         entries, self._in_flight = self._in_flight, []
         if isinstance(outcome, Applied):
             self.run = run
-            self._services.committed(run, events)
+            self._services.committed(run, decisions)
             _finish(entries)
             self._noticed(run)
             self._flush()
@@ -198,6 +199,17 @@ class RunWriter:
 
     def _lease_lost(self) -> LeaseLost:
         return LeaseLost(f"the lease on run {self.run.origin.id} is no longer ours", run_id=self.run.origin.id)
+
+
+def _touched(decisions: Sequence[Decision]) -> Touched:
+    """What any of the decisions has touched."""
+    if len(decisions) == 1:
+        return decisions[0].touched
+    touched = defaultdict[str, set[str]](set)
+    for decision in decisions:
+        for name, keys in decision.touched.items():
+            touched[name] |= keys
+    return touched
 
 
 def _finish(entries: list[_Entry]) -> None:

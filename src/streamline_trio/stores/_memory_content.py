@@ -60,8 +60,8 @@ class Content:
         match write:
             case Insert(run):
                 return self._insert(run)
-            case Update(before, after):
-                return self._update(before, after)
+            case Update():
+                return self._update(write)
             case Delete(run_id, revision):
                 return self._delete(run_id, revision)
             case Quarantine(run_id):
@@ -80,11 +80,12 @@ class Content:
             return _REFUSED
         return self._replace(None, run)
 
-    def _update(self, before: RunDoc, after: RunDoc) -> Verdict:
+    def _update(self, write: Update) -> Verdict:
+        before, after = write.before, write.after
         if not same_origin(before, after):
             return Failed(origin_changed(before.origin))
         try:
-            changed(before, after)
+            changed(before, after, write.touched)
         except ValidationError as error:
             return Failed(error)
         stored = self.runs.get(before.id)

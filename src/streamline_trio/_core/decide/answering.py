@@ -70,15 +70,14 @@ def _keep(turn: Turn, happening: SignalArrived) -> None:
     number = turn.changed("arrivals") + 1
     message = Message(signal=happening.signal, payload=happening.payload, id=happening.id, at=turn.now)
     turn.change(arrivals=number)
-    turn.inbox = {**turn.inbox, f"{number:012d}": message}
+    turn.put("inbox", f"{number:012d}", message)
 
 
 def _remember(turn: Turn, seen: str) -> None:
     """Note the signal's id; now and then forget those that are older than a day."""
-    known = turn.seen
-    if len(known) >= _PRUNE_ABOVE:
-        known = {key: at for key, at in known.items() if at > turn.now - SEEN_FOR}
-    turn.seen = {**known, seen: turn.now}
+    if len(turn.seen) >= _PRUNE_ABOVE:
+        turn.drop("seen", [key for key, at in turn.seen.items() if at <= turn.now - SEEN_FOR])
+    turn.put("seen", seen, turn.now)
 
 
 def _settle_wait(

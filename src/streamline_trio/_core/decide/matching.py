@@ -48,7 +48,7 @@ def take_message(turn: Turn, key: str) -> None:
     for number in sorted(inbox):
         message = inbox[number]
         if message.signal == record.signal and _takes(record, message.payload):
-            turn.inbox = {n: m for n, m in inbox.items() if n != number}
+            turn.drop("inbox", [number])
             turn.resolve(key, "value", value=message.payload)
             return
 

@@ -17,7 +17,7 @@ def checkpoint_saved(turn: Turn, happening: CheckpointSaved) -> None:
     """The step's named slot has a new value."""
     turn.require_held(happening)
     turn.require_running(happening.step)
-    turn.checkpoints = {**turn.checkpoints, f"{happening.step}/{happening.name}": happening.value}
+    turn.put("checkpoints", f"{happening.step}/{happening.name}", happening.value)
 
 
 def memoized(turn: Turn, happening: Memoized) -> bool:
@@ -25,5 +25,5 @@ def memoized(turn: Turn, happening: Memoized) -> bool:
     turn.require_held(happening)
     if happening.key in turn.memos:
         return False
-    turn.memos = {**turn.memos, happening.key: Memo(step=happening.step, value=happening.value)}
+    turn.put("memos", happening.key, Memo(step=happening.step, value=happening.value))
     return True

@@ -10,7 +10,6 @@ import msgspec
 
 from streamline_trio._core.decide.stepping import forget_failed_outcomes, reset_steps, restart_deadline
 from streamline_trio._core.decide.turn import Turn
-from streamline_trio._core.documents import Memo
 from streamline_trio._core.events import (
     WorkflowPaused,
     WorkflowRetry,
@@ -60,9 +59,9 @@ def rewound(turn: Turn, happening: Rewound) -> None:
     """Reset the target and all later steps; the run is ready to go on from the target."""
     target = turn.plan.index(happening.to)
     _require_rewindable(turn, happening, target)
-    steps = tuple(step.id for step in turn.plan.steps[target:])
+    steps = frozenset(step.id for step in turn.plan.steps[target:])
     reset_steps(turn, steps)
-    turn.memos = _without_steps(turn, set(steps))
+    turn.drop("memos", [key for key, memo in turn.memos.items() if memo.step in steps])
     turn.drop_records(keep_outcomes=False)
     turn.current_step = happening.to
     turn.emit(WorkflowRewound, step=happening.to)
@@ -90,8 +89,8 @@ def retried(turn: Turn, _happening: Retried) -> bool:
 
 def _make_memos(turn: Turn) -> None:
     """Attempts count from 1 again: what is recorded belongs to none of the coming ones."""
-    if turn.records:
-        turn.records = {key: _replace(record, attempt=0) for key, record in turn.records.items()}
+    for key, record in list(turn.records.items()):
+        turn.put_record(key, _replace(record, attempt=0))
 
 
 def _require_rewindable(turn: Turn, happening: Rewound, target: int) -> None:
@@ -116,12 +115,6 @@ def _reached(turn: Turn) -> str:
 
 def _is_known(turn: Turn, step_id: str) -> bool:
     return any(step.id == step_id for step in turn.plan.steps)
-
-
-def _without_steps(turn: Turn, steps: set[str]) -> dict[str, Memo]:
-    if not any(memo.step in steps for memo in turn.memos.values()):
-        return turn.memos
-    return {key: memo for key, memo in turn.memos.items() if memo.step not in steps}
 
 
 def _take_up_again(turn: Turn) -> None:

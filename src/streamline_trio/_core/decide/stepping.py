@@ -7,6 +7,7 @@ lease back. So no stored state lies between the end of one step and the beginnin
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import msgspec
 
@@ -158,20 +159,17 @@ def overdue(turn: Turn) -> ErrorDoc:
     return ErrorDoc(code=RunTimeout.code, message=text, type="RunTimeout", step=turn.current_step)
 
 
-def reset_steps(turn: Turn, step_ids: tuple[str, ...]) -> None:
+def reset_steps(turn: Turn, step_ids: Collection[str]) -> None:
     """Make steps pending as if they had not run: a new generation, no output, no checkpoints."""
     begun = {step_id for step_id in step_ids if step_id in turn.steps}
     if not begun:
         return
-    fresh = {
-        step_id: StepDoc(generation=turn.steps[step_id].generation + 1, tries=turn.steps[step_id].tries)
-        for step_id in begun
-    }
-    turn.steps = {**turn.steps, **fresh}
+    for step_id in begun:
+        step = turn.steps[step_id]
+        turn.put_step(step_id, StepDoc(generation=step.generation + 1, tries=step.tries))
     if turn.changed("output_step") in begun:
         turn.change(output_step=_last_done(turn))
-    if turn.checkpoints:
-        turn.checkpoints = {k: v for k, v in turn.checkpoints.items() if k.partition("/")[0] not in begun}
+    turn.drop("checkpoints", [key for key in turn.checkpoints if key.partition("/")[0] in begun])
 
 
 def _last_done(turn: Turn) -> str | None:
@@ -182,9 +180,7 @@ def _last_done(turn: Turn) -> str | None:
 
 def forget_failed_outcomes(turn: Turn) -> None:
     """A wait that timed out or was withdrawn is asked afresh by the attempt that follows a failure."""
-    kept = {k: r for k, r in turn.records.items() if r.outcome not in FAILED_OUTCOMES}
-    if len(kept) != len(turn.records):
-        turn.records = kept
+    turn.drop("records", [key for key, record in turn.records.items() if record.outcome in FAILED_OUTCOMES])
 
 
 def restart_deadline(turn: Turn) -> None:

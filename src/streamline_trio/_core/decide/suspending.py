@@ -54,9 +54,7 @@ def wait_opened(turn: Turn, happening: WaitOpened) -> None:
 
 def _close_others(turn: Turn, asked: set[str]) -> None:
     """A wait that an earlier attempt opened and this one did not ask for must not take signals or answers."""
-    stale = {key for key, record in turn.records.items() if record.outcome is None and key not in asked}
-    if stale:
-        turn.records = {key: record for key, record in turn.records.items() if key not in stale}
+    turn.drop("records", [k for k, record in turn.records.items() if record.outcome is None and k not in asked])
 
 
 def open_wait(turn: Turn, step_id: str, ask: Ask) -> None:
@@ -81,7 +79,7 @@ def _take_token(turn: Turn, step_id: str, ask: Ask) -> None:
         if key != ask.key and record.is_open and ask.token in record.tokens:
             if record.attempt == turn.step(step_id).attempts:
                 raise SuspensionError(f"step {step_id}: one token is to answer two waits", step=step_id)
-            turn.records = {k: r for k, r in turn.records.items() if k != key}
+            turn.drop("records", [key])
             return
 
 

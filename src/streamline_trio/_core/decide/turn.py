@@ -6,7 +6,8 @@ immutable and the turn is thrown away.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
 
 import msgspec
 
@@ -37,23 +38,49 @@ from streamline_trio._core.events import (
 from streamline_trio._core.happenings import Held
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import RunStatus, StepStatus, check_run_transition, check_step_transition
+from streamline_trio._core.store import Touched
 
 _replace = msgspec.structs.replace
 
 
-class Decision(msgspec.Struct, frozen=True, gc=False):
-    """The next run, and the events to publish once it is committed. Nothing to do: `run` is the same object."""
+MapName = Literal["steps", "records", "checkpoints", "memos", "inbox", "seen"]
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """The next run, and what to publish once it is committed. Nothing to do: `run` is the same object.
+
+    `touched` names the entries of the run's maps that may differ from before.
+    """
 
     run: RunDoc
-    events: tuple[Event, ...] = ()
+    touched: Touched = {}
+    _at: int = 0
+    _facts: Sequence[tuple[type[Event], dict[str, Any]]] = ()
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The events, made when they are asked for: mostly nobody listens."""
+        origin, revision = self.run.origin, self.run.head.revision
+        return tuple(
+            event(
+                run_id=origin.id,
+                workflow=origin.workflow,
+                tenant=origin.tenant,
+                revision=revision,
+                at_millis=self._at,
+                **fields,
+            )
+            for event, fields in self._facts
+        )
 
 
 class Turn:
     """The working copy of a run during one decision."""
 
     __slots__ = (
-        "_event_specs",
+        "_facts",
         "_head",
+        "_touched",
         "cancel_requested",
         "checkpoints",
         "current_step",
@@ -89,7 +116,8 @@ class Turn:
         self.seen = run.seen
         self.state = run.state
         self._head: dict[str, Any] = {}
-        self._event_specs: list[tuple[type[Event], dict[str, Any]]] = []
+        self._facts: list[tuple[type[Event], dict[str, Any]]] = []
+        self._touched: dict[str, set[str]] = {}
 
     # --- reading -------------------------------------------------------------------------------------------
 
@@ -148,7 +176,7 @@ class Turn:
 
     def emit(self, event: type[Event], **fields: Any) -> None:
         """Publish this once the turn is committed."""
-        self._event_specs.append((event, fields))
+        self._facts.append((event, fields))
 
     def to(self, status: RunStatus) -> None:
         """Move the run to a status; staying is no move."""
@@ -156,9 +184,31 @@ class Turn:
             check_run_transition(self.run.id, self.status, status)
             self.status = status
 
+    def put(self, name: MapName, key: str, value: Any) -> None:
+        """Set an entry of one of the run's maps."""
+        self._own(name)[key] = value
+        self._touched[name].add(key)
+
+    def drop(self, name: MapName, keys: Collection[str]) -> None:
+        """Remove entries of one of the run's maps."""
+        if keys:
+            entries = self._own(name)
+            for key in keys:
+                del entries[key]
+            self._touched[name].update(keys)
+
+    def _own(self, name: MapName) -> dict[str, Any]:
+        """The map, to be changed: a copy, made once in a turn, of what the run before shares with others."""
+        entries: dict[str, Any] = getattr(self, name)
+        if name not in self._touched:
+            self._touched[name] = set()
+            entries = entries.copy()
+            setattr(self, name, entries)
+        return entries
+
     def put_step(self, step_id: str, step: StepDoc) -> None:
         """Replace a step's document."""
-        self.steps = {**self.steps, step_id: step}
+        self.put("steps", step_id, step)
 
     def move_step(self, step_id: str, status: StepStatus, **fields: Any) -> StepDoc:
         """Move a step to a status, checked against the table, and set fields of it."""
@@ -170,14 +220,12 @@ class Turn:
 
     def put_record(self, key: str, record: Record) -> None:
         """Replace a record of the current step."""
-        self.records = {**self.records, key: record}
+        self.put("records", key, record)
 
     def drop_records(self, *, keep_outcomes: bool) -> None:
         """Forget the current step's records: the open ones, or all."""
         if self.records:
-            kept = {k: r for k, r in self.records.items() if keep_outcomes and r.outcome is not None}
-            if len(kept) != len(self.records):
-                self.records = kept
+            self.drop("records", [k for k, r in self.records.items() if not keep_outcomes or r.outcome is None])
 
     # --- shared moves --------------------------------------------------------------------------------------
 
@@ -323,21 +371,7 @@ class Turn:
             inbox=self.inbox,
             seen=self.seen,
         )
-        return Decision(run, self._events(head))
-
-    def _events(self, head: Head) -> tuple[Event, ...]:
-        origin = self.run.origin
-        return tuple(
-            event(
-                run_id=origin.id,
-                workflow=origin.workflow,
-                tenant=origin.tenant,
-                revision=head.revision,
-                at_millis=self.now,
-                **fields,
-            )
-            for event, fields in self._event_specs
-        )
+        return Decision(run, self._touched, self.now, self._facts)
 
 
 _PENDING = StepDoc()

@@ -58,7 +58,7 @@ def make_ready(write: Write) -> Ready:
         if isinstance(write, Insert):
             return _insert(write.run)
         if isinstance(write, Update):
-            return _update(write.before, write.after)
+            return _update(write)
     except ValidationError as error:
         return Failed(error)
     return write
@@ -79,10 +79,11 @@ def _insert(run: RunDoc) -> RunInsert:
     )
 
 
-def _update(before: RunDoc, after: RunDoc) -> RunUpdate:
+def _update(write: Update) -> RunUpdate:
+    before, after = write.before, write.after
     if not same_origin(before, after):
         raise origin_changed(before.origin)
-    parts = changed(before, after)
+    parts = changed(before, after, write.touched)
     head = after.head
     return RunUpdate(
         run_id=before.id,
