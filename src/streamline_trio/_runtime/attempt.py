@@ -55,6 +55,11 @@ class Attempt:
         """Cancel the handler; why, the driver remembers."""
         self._suspender.scope.cancel()
 
+    @property
+    def has_used_scope(self) -> bool:
+        """Whether the scope has been cancelled, by whoever aborts or by a suspension: it cannot serve again."""
+        return self._driver.abort_reason is not None or self._suspender.wanted is not None
+
     async def enter(self) -> Happening:
         """Call the handler; what happened. `trio.Cancelled` passes if the scope was cancelled."""
         timeout = self._step.options.timeout

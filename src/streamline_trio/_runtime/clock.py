@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = [high + low for high in _CROCKFORD for low in _CROCKFORD]
 
 
 class Clock(Protocol):
@@ -97,7 +98,7 @@ class Chance:
     def run_id(self, now: int) -> str:
         """26 characters that sort by time (48 bits of milliseconds, 80 of chance)."""
         value = (now & 0xFFFF_FFFF_FFFF) << 80 | self._fast.getrandbits(80)
-        return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))
+        return "".join([_PAIRS[(value >> shift) & 1023] for shift in range(120, -1, -10)])
 
     def worker_id(self) -> str:
         """A name for one life of one worker; never used twice."""

@@ -153,7 +153,7 @@ class Driver:
             assert step_id is not None
             self._entered = Attempt(self, self.workflow.steps[step_id], scope)
             happening = await self._entered.enter()
-            if alone or scope.cancel_called:
+            if alone or self._entered.has_used_scope:
                 return happening
             self._entered = None
             await self._commit_step(happening)

@@ -102,9 +102,10 @@ class RunHandle:
 
         Raises `RunFailed` or `RunCancelled`, which carry the run, or `TimeoutError`. A cancel point.
         """
-        run = await self.wait(timeout)
-        if run.status == "done":
-            return run.output
+        settled = await self._settled(timeout)
+        if settled.head.status == "done":
+            return self._machinery.output(settled)
+        run = await self._machinery.view(settled)
         if run.status == "cancelled":
             reason = f": {run.cancel_reason}" if run.cancel_reason else ""
             raise RunCancelled(f"run {self.id} was cancelled{reason}", run=run)

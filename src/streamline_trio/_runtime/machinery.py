@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import trio
@@ -27,7 +28,7 @@ from streamline_trio._runtime.crew import Crew
 from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.registry import Registry
 from streamline_trio._runtime.services import Services
-from streamline_trio._runtime.snapshot import Run, snapshot
+from streamline_trio._runtime.snapshot import Run, output_of, snapshot
 from streamline_trio._runtime.watcher import Watcher
 from streamline_trio._runtime.worker import Worker
 from streamline_trio._runtime.writer import HolderGone
@@ -63,8 +64,19 @@ class Machinery:
         try:
             return snapshot(run, plan, self.registry.workflow_for(run))
         except ValidationError as error:
-            self.services.logger.warning("run %s does not fit its workflow's types: %s", run.origin.id, error)
+            self._warn_of_types(run, error)
             return snapshot(run, plan, None)
+
+    def output(self, run: RunDoc) -> Any:
+        """What a run that is done has come to; as plain data where its type is unknown or has changed."""
+        try:
+            return output_of(run, self.registry.workflow_for(run))
+        except ValidationError as error:
+            self._warn_of_types(run, error)
+            return output_of(run, None)
+
+    def _warn_of_types(self, run: RunDoc, error: ValidationError) -> None:
+        self.services.logger.warning("run %s does not fit its workflow's types: %s", run.origin.id, error)
 
     async def act(self, run_id: str, happening: Happening) -> RunDoc:
         """Let something happen to a run, whoever holds it; the run afterwards.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import msgspec
@@ -146,6 +147,20 @@ def snapshot(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None
     )
 
 
+def output_of(run: RunDoc, workflow: Workflow[Any, Any] | None) -> Any:
+    """The output of the last step that ran, of a run that is done; in its declared type if that is at hand."""
+    step_id = run.head.output_step
+    doc = None if step_id is None else run.steps.get(step_id)
+    return None if step_id is None or doc is None else _decoded(doc.output, step_id, workflow)
+
+
+def _decoded(output: bytes | None, step_id: str, workflow: Workflow[Any, Any] | None) -> Any:
+    if output is None:
+        return None
+    step = None if workflow is None else workflow.steps.get(step_id)
+    return (_plain if step is None else step.decoder).decode(output, what=f"output of {step_id}")
+
+
 def _output(run: RunDoc, steps: dict[str, StepState]) -> Any:
     """The output of the last step that ran, once the run is done."""
     if run.head.status != "done" or run.head.output_step is None:
@@ -158,15 +173,14 @@ def _steps(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None) 
     order = list(run.steps) if plan is None else [step.id for step in plan.steps]
     known = set(order)
     order += [step_id for step_id in run.steps if step_id not in known]
-    return {step_id: _step(step_id, run, workflow) for step_id in order}
+    checkpoints = _checkpoints(run)
+    return {step_id: _step(step_id, run, workflow, checkpoints.get(step_id, {})) for step_id in order}
 
 
-def _step(step_id: str, run: RunDoc, workflow: Workflow[Any, Any] | None) -> StepState:
+def _step(step_id: str, run: RunDoc, workflow: Workflow[Any, Any] | None, checkpoints: dict[str, Any]) -> StepState:
     doc = run.steps.get(step_id)
     if doc is None:
         return StepState(id=step_id, status="pending")
-    step = None if workflow is None else workflow.steps.get(step_id)
-    decoder = _plain if step is None else step.decoder
     return StepState(
         id=step_id,
         status=doc.status,
@@ -174,21 +188,23 @@ def _step(step_id: str, run: RunDoc, workflow: Workflow[Any, Any] | None) -> Ste
         started_at=_instant(doc.started_at),
         ended_at=_instant(doc.ended_at),
         duration=_duration(doc),
-        output=None if doc.output is None else decoder.decode(doc.output, what=f"output of {step_id}"),
+        output=None
+        if doc.output is None
+        else _decoder(step_id, workflow).decode(doc.output, what=f"output of {step_id}"),
         error=_error(doc.error),
         wait=_wait(run) if step_id == run.head.current_step else None,
         retry_at=_instant(doc.retry_at),
-        checkpoints=_checkpoints(step_id, run),
+        checkpoints=checkpoints,
     )
 
 
-def _checkpoints(step_id: str, run: RunDoc) -> dict[str, Any]:
-    prefix = step_id + "/"
-    return {
-        key.removeprefix(prefix): _plain.decode(value, what="checkpoint")
-        for key, value in run.checkpoints.items()
-        if key.startswith(prefix)
-    }
+def _checkpoints(run: RunDoc) -> dict[str, dict[str, Any]]:
+    """Each step's checkpoints."""
+    found = defaultdict[str, dict[str, Any]](dict)
+    for key, value in run.checkpoints.items():
+        step_id, _, name = key.partition("/")
+        found[step_id][name] = _plain.decode(value, what="checkpoint")
+    return found
 
 
 def _wait(run: RunDoc) -> WaitState | None:

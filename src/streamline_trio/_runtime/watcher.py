@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-
 import trio
 
 from streamline_trio._core.documents import RunDoc
@@ -55,13 +52,14 @@ class Watcher:
         """
         if self._closed:
             return await self._explain(run_id)
-        async with self._watching(run_id) as watch:
+        watch = self._watch(run_id)
+        try:
             if not driven:
                 await self._ask([run_id], patient=True)
             await watch.event.wait()
-            if watch.settled is None:
-                return await self._explain(run_id)
-            return watch.settled
+        finally:
+            self._unwatch(run_id, watch)
+        return await self._explain(run_id) if watch.settled is None else watch.settled
 
     async def _explain(self, run_id: str) -> RunDoc:
         """Why a run cannot be waited for: there is none, it does not decode, or the engine has closed."""
@@ -79,19 +77,18 @@ class Watcher:
         for watch in self._watches.values():
             watch.event.set()
 
-    @asynccontextmanager
-    async def _watching(self, run_id: str) -> AsyncGenerator[_Watch]:
+    def _watch(self, run_id: str) -> _Watch:
         watch = self._watches.get(run_id)
         if watch is None or watch.event.is_set():
             watch = self._watches[run_id] = _Watch()
         watch.waiters += 1
         self._wanted.set()
-        try:
-            yield watch
-        finally:
-            watch.waiters -= 1
-            if not watch.waiters and self._watches.get(run_id) is watch:
-                del self._watches[run_id]
+        return watch
+
+    def _unwatch(self, run_id: str, watch: _Watch) -> None:
+        watch.waiters -= 1
+        if not watch.waiters and self._watches.get(run_id) is watch:
+            del self._watches[run_id]
 
     async def run(self) -> None:
         """Ask the store for all watched runs, one poll after the other; for stores that others can write."""
