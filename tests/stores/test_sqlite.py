@@ -47,14 +47,17 @@ async def test_readers_cannot_write(path):
 async def test_each_call_is_one_hop(path, monkeypatch):
     """A batch of writes, and a claim with all its runs, costs one hop to a thread."""
     hops = []
-    run_sync = trio.to_thread.run_sync
 
-    async def counted(*args, **kwargs):
-        hops.append(args)
-        return await run_sync(*args, **kwargs)
+    def counted(hop):
+        def call(*args, **kwargs):
+            hops.append(args)
+            return hop(*args, **kwargs)
+
+        return call
 
     async with opened(path) as store:
-        monkeypatch.setattr(trio.to_thread, "run_sync", counted)
+        monkeypatch.setattr(trio.to_thread, "run_sync", counted(trio.to_thread.run_sync))
+        monkeypatch.setattr(store._thread, "run", counted(store._thread.run))
         await store.write([Insert(sample(f"r{number}", due_at=number)) for number in range(20)])
         assert len(hops) == 1
         assert len(await store.due([ROUTE], 99, 99)) == 20

@@ -188,9 +188,7 @@ def _step(step_id: str, run: RunDoc, workflow: Workflow[Any, Any] | None, checkp
         started_at=_instant(doc.started_at),
         ended_at=_instant(doc.ended_at),
         duration=_duration(doc),
-        output=None
-        if doc.output is None
-        else _decoder(step_id, workflow).decode(doc.output, what=f"output of {step_id}"),
+        output=_decoded(doc.output, step_id, workflow),
         error=_error(doc.error),
         wait=_wait(run) if step_id == run.head.current_step else None,
         retry_at=_instant(doc.retry_at),

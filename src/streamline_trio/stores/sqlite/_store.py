@@ -33,6 +33,7 @@ from streamline_trio.stores._watchers import Watchers, has_ended
 from streamline_trio.stores.sqlite import _files, _find, _reader, _writer
 from streamline_trio.stores.sqlite._locks import WorkerLocks
 from streamline_trio.stores.sqlite._schema import prepare_file
+from streamline_trio.stores.sqlite._thread import WriterThread
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -76,7 +77,7 @@ class SqliteStore:
         self._opened = 0
         self._writer: sqlite3.Connection | None = None
         self._readers: deque[sqlite3.Connection] = deque()
-        self._write_limiter = trio.CapacityLimiter(1)
+        self._thread = WriterThread(f"sqlite {self.path}")
         self._lock_limiter = trio.CapacityLimiter(1)
         self._read_limiter = trio.CapacityLimiter(READERS)
         self._locks = WorkerLocks(Path(self.path + "-workers"))
@@ -93,7 +94,11 @@ class SqliteStore:
 
     async def open(self) -> None:
         """Open the file, creating it if need be; calls are counted."""
-        await self._in_thread(self._write_limiter, self._open)
+        try:
+            with self._mapped():
+                await self._thread.run(self._open)
+        finally:
+            self._stop_if_closed()
 
     async def aclose(self) -> None:
         """Undo one `open`; the last one closes the file and releases the worker locks held through this object.
@@ -101,11 +106,22 @@ class SqliteStore:
         Shielded from cancellation. No other call may be under way in the last one.
         """
         with trio.CancelScope(shield=True):
-            await self._in_thread(self._write_limiter, self._close)
+            try:
+                with self._mapped():
+                    await self._thread.run(self._close)
+            finally:
+                self._stop_if_closed()
+
+    def _stop_if_closed(self) -> None:
+        if not self._opened:
+            self._thread.stop()
 
     async def write(self, batch: Sequence[Write]) -> list[Verdict]:
         """Apply a batch in one transaction (conditions 1 to 8); listeners are told before it returns."""
-        verdicts = await self._in_thread(self._write_limiter, self._write, batch)
+        try:
+            verdicts = await self._thread.run(self._write, batch)
+        except (sqlite3.Error, OSError) as error:
+            raise self._as_ours(error) from error
         for write, verdict in zip(batch, verdicts, strict=True):
             if isinstance(verdict, Applied) and (hint := hint_of(write)) is not None:
                 self._watchers.tell(hint)
@@ -288,6 +304,9 @@ class SqliteStore:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE and not self._opened:
-                raise DataCorruption(f"{self.path} is damaged or no database: {error}", path=self.path) from error
-            raise StoreUnavailable(f"{self.path}: {error}", path=self.path) from error
+            raise self._as_ours(error) from error
+
+    def _as_ours(self, error: Exception) -> DataCorruption | StoreUnavailable:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE and not self._opened:
+            return DataCorruption(f"{self.path} is damaged or no database: {error}", path=self.path)
+        return StoreUnavailable(f"{self.path}: {error}", path=self.path)

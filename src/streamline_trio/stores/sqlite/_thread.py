@@ -1,0 +1,88 @@
+"""The one thread that writes.
+
+A hop to a thread of its own costs half of what `trio.to_thread` does, which has to find a thread, carry context
+variables over and account for it; at one run at a time that is a good part of a commit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar, TypeVarTuple
+
+import trio
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+class _Job(Generic[T]):
+    """A call, the task that waits for it, and what came of it."""
+
+    __slots__ = ("_begun", "_function", "_task", "_token", "error", "result")
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self.result: T
+        self.error: BaseException | None = None
+        self._function = function
+        self._task = trio.lowlevel.current_task()
+        self._token = trio.lowlevel.current_trio_token()
+        self._begun = threading.Lock()
+
+    def carry_out(self) -> None:
+        """In the thread: call, and wake the task."""
+        if not self._begun.acquire(blocking=False):
+            return
+        try:
+            self.result = self._function()
+        except BaseException as error:  # noqa: BLE001 - it is the waiting task's
+            self.error = error
+        # If that task's run is over, there is nobody to tell.
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(trio.lowlevel.reschedule, self._task)
+
+    def try_withdraw(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        """In the trio thread: what has begun is waited for, cancelled or not."""
+        withdrawn = self._begun.acquire(blocking=False)
+        return trio.lowlevel.Abort.SUCCEEDED if withdrawn else trio.lowlevel.Abort.FAILED
+
+
+class WriterThread:
+    """Carries out calls one after the other. It runs from the first call until `stop`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Call it in the thread. A cancel point until the call has begun."""
+        job = _Job(lambda: function(*args))
+        with self._lock:
+            if self._thread is None:
+                # A daemon, so that a store which nobody closed does not keep the process alive.
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread.start()
+            self._jobs.put(job)
+        await trio.lowlevel.wait_task_rescheduled(job.try_withdraw)
+        if job.error is None:
+            return job.result
+        try:
+            raise job.error
+        finally:
+            del job  # else the error and this frame would hold each other
+
+    def stop(self) -> None:
+        """End the thread after the calls that it was given; a later call starts another."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                self._jobs.put(None)
+                thread.join()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job.carry_out()
