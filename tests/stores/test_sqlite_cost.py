@@ -126,7 +126,7 @@ def crowd(connection, number):
 
 
 def plan(connection, statement, values=None):
-    values = [1] * (1 if "?1" in statement else statement.count("?")) if values is None else values
+    values = [1] * (len(set(re.findall(r"\?\d+", statement))) or statement.count("?")) if values is None else values
     return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
 
 

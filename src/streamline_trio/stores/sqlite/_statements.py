@@ -24,12 +24,16 @@ LARGEST_GROUP = 256
 
 
 class Statement(NamedTuple):
-    """SQL text around a list of rows."""
+    """SQL text around a list of rows.
+
+    `alone` is a text for one row, where there is one that costs less: at one run at a time every commit has one.
+    """
 
     before: str
     row: str
     after: str = ""
     between: str = ", "
+    alone: str | None = None
 
 
 def _values(width: int) -> str:
@@ -37,30 +41,41 @@ def _values(width: int) -> str:
 
 
 _NEW = ["id", "revision", "fence", "updated_at", "head", "quarantined", *Moving._fields, *Fixed._fields]
-_SET_HEAD = "revision = new.column2, fence = new.column3, updated_at = new.column4, head = new.column5"
-_SET_MOVING = ", ".join(f"{name} = new.column{place}" for place, name in enumerate(Moving._fields, 6))
+_HEAD = ("revision", "fence", "updated_at", "head")
+
+
+def _set(names: Sequence[str], value: str) -> str:
+    """Assignments of a row's values from the second on; the first says which run."""
+    return ", ".join(f"{name} = {value}{place}" for place, name in enumerate(names, 2))
+
+
+_ROW = "new.column"
+_PARAMETER = "?"
+_FOUND = "no || ' ' || revision || ' ' || fence || ' ' || quarantined"
 
 # SQLite names the columns of a VALUES list column1, column2 and so on. What is put together here are only names of
 # columns, so nothing can be injected.
 FIND_RUNS = Statement(
-    "SELECT group_concat(wanted.column1 || ' ' || no || ' ' || revision || ' ' || fence || ' ' || quarantined)"
-    " FROM (VALUES ",
+    f"SELECT group_concat(wanted.column1 || ' ' || {_FOUND}) FROM (VALUES ",  # noqa: S608
     _values(2),
     ") AS wanted CROSS JOIN runs ON runs.id = wanted.column2",
+    alone=f"SELECT group_concat(?1 || ' ' || {_FOUND}) FROM runs WHERE id = ?2",  # noqa: S608
 )
 INSERT_RUNS = Statement(
     "INSERT INTO runs (" + ", ".join(_NEW) + ") VALUES ",  # noqa: S608
     _values(len(_NEW)),
 )
 UPDATE_HEADS = Statement(
-    f"UPDATE runs SET {_SET_HEAD} FROM (VALUES ",  # noqa: S608
-    _values(5),
+    f"UPDATE runs SET {_set(_HEAD, _ROW)} FROM (VALUES ",  # noqa: S608
+    _values(1 + len(_HEAD)),
     ") AS new WHERE runs.no = new.column1",
+    alone=f"UPDATE runs SET {_set(_HEAD, _PARAMETER)} WHERE no = ?1",  # noqa: S608
 )
 UPDATE_RUNS = Statement(
-    f"UPDATE runs SET quarantined = 0, {_SET_HEAD}, {_SET_MOVING} FROM (VALUES ",  # noqa: S608
-    _values(5 + len(Moving._fields)),
+    f"UPDATE runs SET quarantined = 0, {_set((*_HEAD, *Moving._fields), _ROW)} FROM (VALUES ",  # noqa: S608
+    _values(1 + len(_HEAD) + len(Moving._fields)),
     ") AS new WHERE runs.no = new.column1",
+    alone=f"UPDATE runs SET quarantined = 0, {_set((*_HEAD, *Moving._fields), _PARAMETER)} WHERE no = ?1",  # noqa: S608
 )
 QUARANTINE_RUNS = Statement("UPDATE runs SET quarantined = 1, due_at = NULL, worker = NULL WHERE no IN (", "?", ")")
 DELETE_RUNS = Statement("DELETE FROM runs WHERE no IN (", "?", ")")
@@ -122,6 +137,8 @@ ORDER = (
 @cache
 def text_of(statement: Statement, rows: int) -> str:
     """The SQL for this number of rows."""
+    if rows == 1 and statement.alone is not None:
+        return statement.alone
     return statement.before + statement.between.join([statement.row] * rows) + statement.after
 
 
