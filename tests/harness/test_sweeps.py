@@ -332,7 +332,7 @@ def test_tokens_are_good_for_one_delivery(store):
     async def answered(engine: Engine) -> str:
         handle = await parks(engine)
         await engine.resume(tokens[-1], "yes")
-        return await handle.result()
+        return (await handle.wait()).status
 
     async def withdrawn(engine: Engine) -> str:
         handle = await parks(engine)

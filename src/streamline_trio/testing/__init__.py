@@ -1,6 +1,8 @@
 """For tests of programs that use the engine, and of stores written elsewhere."""
 
 from streamline_trio.testing._crash import crash
+from streamline_trio.testing._fake_answers import Asked, NotGiven, WentTo
+from streamline_trio.testing._fake_context import FakeContext
 from streamline_trio.testing._faulty_store import FaultyStore
 from streamline_trio.testing._mishaps import CrashAt, DeliverTwice, FailCall, LoseLeaseAt, Mishap
 from streamline_trio.testing._play import MishapMissed, parked, play, sweep
@@ -10,13 +12,17 @@ from streamline_trio.testing._wrapped_store import WrappedStore
 from streamline_trio.testing.conformance import conformance_tests
 
 __all__ = [
+    "Asked",
     "CrashAt",
     "DeliverTwice",
     "FailCall",
+    "FakeContext",
     "FaultyStore",
     "LoseLeaseAt",
     "Mishap",
     "MishapMissed",
+    "NotGiven",
+    "WentTo",
     "WrappedStore",
     "conformance_tests",
     "crash",
