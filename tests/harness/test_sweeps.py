@@ -380,6 +380,13 @@ def test_a_sweep_plays_every_point_before_and_after_on_a_fresh_store():
     assert len(stores) > len(played)
 
 
+def test_a_sweep_does_not_bury_its_report(caplog):
+    """Proves that the warnings which mishaps bring about are not logged."""
+    bank = Bank(with_key=True)
+    sweep(bank.pays, bank.order)
+    assert caplog.records == []
+
+
 def test_a_sweep_is_the_same_each_time():
     """Proves that call number k is the same call in every play, so that none is missed and each can be repeated."""
     bank = Bank(with_key=True)

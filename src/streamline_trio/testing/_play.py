@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
@@ -26,6 +27,9 @@ _MOST_POINTS = 10_000
 _POLL = 0.05
 _LOOK = 0.01
 _RARER = 0.05
+
+_logger = logging.getLogger("streamline_trio.play")
+_logger.setLevel(logging.ERROR)  # mishaps are what its engines would warn of, hundreds of times in one test
 _STANDING = ("waiting", "done", "failed", "cancelled", "compensated", "compensation_failed")
 
 
@@ -58,7 +62,7 @@ def play(
         store: gives a fresh store.
         timeout: after how many seconds the play fails with `trio.TooSlowError`: a year of skipped time, or a
             minute where time cannot be skipped.
-        options: of `open_engine`, for all engines.
+        options: of `open_engine`, for all engines. Without a `logger`, only errors are logged.
     """
     played = _play(scenario, workflows, mishap, store, timeout, options)
     if mishap is not None and played.struck is None:
@@ -127,8 +131,7 @@ def _play(  # noqa: PLR0917 - those of `play`, in its order
     made = store()
     skips = _skips_time(made)
     longest = timeout if timeout is not None else _LONGEST_VIRTUAL if skips else _LONGEST_REAL
-    if not made.exclusive:
-        options = {"poll_interval": _POLL, **options}
+    options = {"logger": _logger, **({} if made.exclusive else {"poll_interval": _POLL}), **options}
     stage = Stage(made, workflows, options, mishap)
 
     async def main() -> T:
