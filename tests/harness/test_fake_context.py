@@ -188,6 +188,7 @@ async def test_sleeps_end_at_once_and_move_time_on():
     await ctx.sleep(dt.timedelta(days=3))
     assert ctx.now == START.add(hours=72)
     await ctx.sleep_until(START)
+    assert ctx.now == START.add(hours=72)
     await ctx.sleep_until(START.add(hours=100))
     assert ctx.now == START.add(hours=100)
     assert [(asked.kind, asked.due_at) for asked in ctx.asked] == [
