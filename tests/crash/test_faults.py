@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import Any, ClassVar
 
 import pytest
@@ -23,7 +23,7 @@ from streamline_trio import (
 )
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.store import Applied, Update
-from streamline_trio.testing import run
+from streamline_trio.testing import FailCall, Mishap, sweep
 from tests.crash.faulty_store import BrokenStore, FaultyStore, When
 from tests.crash.scenes import OPTIONS, returns_done, simple, virtual
 from tests.crash.witness import Witness
@@ -36,10 +36,14 @@ class Scenario:
     """A workflow, what the outside does with it, and what must come of it."""
 
     def __init__(self) -> None:
-        self.effects: Counter[str] = Counter()
         self.workflow: Workflow[Any, Any] = Workflow("scenario")
-        self.fresh = True
+        self.begin()
         self.define()
+
+    def begin(self) -> None:
+        """With a clean world."""
+        self.effects: Counter[str] = Counter()
+        self.fresh = True
 
     def define(self) -> None:
         raise NotImplementedError
@@ -137,9 +141,11 @@ class Waits(Scenario):
 class Tokens(Scenario):
     effects_wanted: ClassVar = {"answered": 1}
 
-    def define(self) -> None:
+    def begin(self) -> None:
+        super().begin()
         self.tokens: list[str] = []
 
+    def define(self) -> None:
         @self.workflow.step
         async def a(ctx: Any) -> int:
             async def told(token: str) -> None:
@@ -193,9 +199,11 @@ class Broadcast(Scenario):
 class Cancels(Scenario):
     effects_wanted: ClassVar = {"entered": 1, "unwound": 1}
 
-    def define(self) -> None:
+    def begin(self) -> None:
+        super().begin()
         self.entered = trio.Event()
 
+    def define(self) -> None:
         @self.workflow.step
         async def a(ctx: Any) -> None:
             self.effects["entered"] += 1
@@ -296,11 +304,16 @@ async def play(make: type[Scenario], witness: Witness, fail: set[int], when: Whe
         store.armed = True
         with trio.fail_after(120):
             await scenario.play(engine)
+    check(scenario, witness)
+    return store.calls
+
+
+def check(scenario: Scenario, witness: Witness) -> None:
+    """What came of the scenario is what was wanted."""
     assert dict(scenario.effects) == scenario.effects_wanted
     if scenario.fresh:
         witness.check()
     check_settled(witness)
-    return store.calls
 
 
 def check_settled(witness: Witness) -> None:
@@ -312,43 +325,47 @@ def check_settled(witness: Witness) -> None:
         assert len(set(last.head.commits)) == len(last.head.commits)
 
 
-@contextmanager
-def told_which(number: int, when: str) -> Iterator[None]:
-    """Say which call failed, if the scenario does not bear it."""
-    try:
-        yield
-    except BaseException as error:
-        error.add_note(f"call {number} failed {when} it was carried out")
-        raise
+def fail_every_call(make: type[Scenario], store: Callable[[], Any]) -> list[Mishap]:
+    """Sweep the scenario over such stores, each with a witness; the calls that failed."""
+    scenario = make()
+    witnesses: list[Witness] = []
+
+    def witnessed() -> Witness:
+        witnesses.append(Witness(store(), limit=3))
+        return witnesses[-1]
+
+    async def scene(engine: Engine) -> None:
+        scenario.begin()
+        async with witnesses[-1].listening(engine):
+            await scenario.play(engine)
+        check(scenario, witnesses[-1])
+
+    failed = sweep(scene, scenario.workflow, mishaps=[FailCall], store=witnessed, drain_timeout=1, lease=30.0)
+    for witness in witnesses if scenario.fresh else ():
+        witness.check()
+    return failed
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+def check_every_call(failed: list[Mishap]) -> None:
+    """No call was left out, before or after."""
+    for when in ("before", "after"):
+        calls = [mishap.call for mishap in failed if isinstance(mishap, FailCall) and mishap.when == when]
+        assert calls == list(range(len(calls)))
+        assert len(calls) > 3
+
+
 @pytest.mark.parametrize("exclusive", [True, False])
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_any_call_may_fail_in_memory(scenario, exclusive, when):
+def test_any_call_may_fail_in_memory(scenario, exclusive):
     """Proves that whichever store call fails, before or after, the outcome and every effect are the same."""
-    number, calls = -1, 0
-    while number < calls:
-        with told_which(number, when):
-            witness = Witness(MemoryStore(exclusive=exclusive), limit=3)
-            calls = run(play, scenario, witness, {number}, when)
-        number += 1
-    assert number > 3
+    check_every_call(fail_every_call(scenario, lambda: MemoryStore(exclusive=exclusive)))
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
-async def test_any_call_may_fail_on_sqlite(scenario, when, tmp_path):
-    """Proves the same on SQLite, where other processes might write: the writes of the scenario, one by one."""
-    number, calls = 0, 1
-    while number < calls:
-        with told_which(number, when):
-            witness = Witness(SqliteStore(tmp_path / f"{number}.db"), limit=3)
-            calls = min(await play(scenario, witness, {number}, when), MOST_CALLS)
-        number += 1
-
-
-MOST_CALLS = 12
+def test_any_call_may_fail_on_sqlite(scenario, tmp_path):
+    """Proves the same on SQLite, where other processes might write."""
+    numbers = count()
+    check_every_call(fail_every_call(scenario, lambda: SqliteStore(tmp_path / f"{next(numbers)}.db")))
 
 
 @virtual

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import streamline_trio
+import streamline_trio.testing
 from streamline_trio import Engine, RunHandle, StepContext, open_engine
 from streamline_trio._core.definition import WorkflowOptions
 from streamline_trio._core.options import StepSettings
@@ -36,6 +37,14 @@ def test_every_public_name_has_one_line(sections):
     apart = {*MEMBERS, "Beside it", *(title for title in sections if title.startswith("Options"))}
     names = [name for title, found in sections.items() if title not in apart for name in found]
     assert sorted(names) == sorted(streamline_trio.__all__)
+
+
+def test_every_name_for_tests_has_one_line():
+    """Proves that the reference and `streamline_trio.testing` agree, each name once."""
+    listed_ones = re.findall(
+        r"^\| `streamline_trio\.testing\.(\w+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert sorted(listed_ones) == sorted(streamline_trio.testing.__all__)
 
 
 @pytest.mark.parametrize("title", MEMBERS)

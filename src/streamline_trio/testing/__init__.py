@@ -1,9 +1,36 @@
 """For tests of programs that use the engine, and of stores written elsewhere."""
 
 from streamline_trio.testing._crash import crash
+from streamline_trio.testing._fake_answers import Asked, NotGiven, WentTo
+from streamline_trio.testing._fake_context import FakeContext
 from streamline_trio.testing._faulty_store import FaultyStore
+from streamline_trio.testing._mishaps import CrashAt, DeliverTwice, FailCall, LoseLeaseAt, Mishap
+from streamline_trio.testing._play import MishapMissed, parked, play, sweep
+from streamline_trio.testing._stage import crash_here, lose_lease_here, open_stage
 from streamline_trio.testing._time import run
 from streamline_trio.testing._wrapped_store import WrappedStore
 from streamline_trio.testing.conformance import conformance_tests
 
-__all__ = ["FaultyStore", "WrappedStore", "conformance_tests", "crash", "run"]
+__all__ = [
+    "Asked",
+    "CrashAt",
+    "DeliverTwice",
+    "FailCall",
+    "FakeContext",
+    "FaultyStore",
+    "LoseLeaseAt",
+    "Mishap",
+    "MishapMissed",
+    "NotGiven",
+    "WentTo",
+    "WrappedStore",
+    "conformance_tests",
+    "crash",
+    "crash_here",
+    "lose_lease_here",
+    "open_stage",
+    "parked",
+    "play",
+    "run",
+    "sweep",
+]

@@ -1,0 +1,400 @@
+"""A step context without an engine, for unit tests of one handler."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Never
+
+import trio
+import whenever
+from typing_extensions import TypeVar
+
+from streamline_trio import (
+    OutputMissing,
+    Step,
+    StepContext,
+    StepNotFound,
+    SuspensionError,
+    ValidationError,
+    Workflow,
+)
+from streamline_trio._core import payload
+from streamline_trio._core.checking import check_reason, is_text
+from streamline_trio._core.durations import instant_millis, instant_of, seconds_of, to_millis
+from streamline_trio._core.signals import Signal, signal_name
+from streamline_trio._core.step import step_id_of
+from streamline_trio._runtime.outputs import Found, OutputsView
+from streamline_trio._runtime.state import with_fields
+from streamline_trio._runtime.tokens import check_token
+from streamline_trio.testing._fake_answers import Answers, AnswersLike, Asked, WentTo
+from streamline_trio.testing._time import START
+
+InputT = TypeVar("InputT", default=Any)
+StateT = TypeVar("StateT", default=InputT)
+OutputsT = TypeVar("OutputsT", default=Any)
+
+_RAISE: Any = inspect.signature(StepContext[Any].output).parameters["default"].default
+_LONGEST_KEY = 500
+_LONGEST_NAME = 100
+_INPUT: Any = object()
+_CONTAINERS = (dict, list, tuple, set, frozenset, type(None))
+
+
+class FakeContext(StepContext[InputT, StateT, OutputsT]):
+    """A `StepContext` for unit tests: call a handler with it, and look at what it did.
+
+    It needs no engine and no store. What a handler keeps is kept in the fake; sleeps end at once; waits are
+    answered from `answers`, else `NotGiven` is raised. Values go through storage as in a run: a handler sees
+    them rebuilt in their types, and what cannot be stored is refused.
+
+    Args:
+        step: the step whose handler is called, or its id.
+        workflow: the workflow, or its id. With the workflow, values are rebuilt in its types, the state begins as
+            it says, and `goto` knows its steps.
+        input: the run's input.
+        state: the run's state; without it, as in a run: what the workflow makes of the input, or a copy of it.
+        outputs: of finished steps, by handle or id.
+        answers: by name, reason or signal (each is taken once); several of one name as a list of pairs. An
+            exception is raised, `WaitTimedOut` and `WaitWithdrawn` also as classes.
+        attempt: which call of the handler this is.
+        checkpoints: what this step has saved in earlier attempts, by name.
+        memos: what `once` remembers, by key.
+        now: when the handler is called; sleeps move it on.
+        run_id: the run's id.
+        tenant: the tenant the run belongs to.
+        meta: what the starter attached.
+        cancelled_reason: why the run is being cancelled.
+
+    Attributes:
+        now: the instant it is now.
+        asked: the suspensions that the handler asked for, in order.
+        changes: the fields of each `set`.
+        logs: the lines of `log`, with their data.
+        told: what `progress` told: percent, message, data.
+        frames: the frames of `stream`.
+        heartbeats: how often `heartbeat` was called.
+    """
+
+    def __init__(
+        self,
+        step: Step[Any] | str = "step",
+        *,
+        workflow: Workflow[Any, Any] | str | None = None,
+        input: Any = None,
+        state: Any = _INPUT,
+        outputs: Mapping[Any, Any] | None = None,
+        answers: AnswersLike = (),
+        attempt: int = 1,
+        checkpoints: Mapping[str, Any] | None = None,
+        memos: Mapping[str, Any] | None = None,
+        now: datetime | whenever.Instant = START,
+        run_id: str = "run",
+        tenant: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+        cancelled_reason: str | None = None,
+    ) -> None:
+        self.now: whenever.Instant = instant_of(instant_millis(now, what="now"))
+        self.asked: list[Asked] = []
+        self.changes: list[dict[str, Any]] = []
+        self.logs: list[tuple[str, dict[str, Any]]] = []
+        self.told: list[tuple[float | None, str | None, dict[str, Any]]] = []
+        self.frames: list[Any] = []
+        self.heartbeats: int = 0
+        self._definition = workflow if isinstance(workflow, Workflow) else None
+        self._step_id = step_id_of(step)
+        self._workflow_id = _workflow_id(workflow, step)
+        self._attempt = attempt
+        self._run_id = run_id
+        self._tenant = tenant
+        self._meta = dict(meta or {})
+        self._cancelled_reason = cancelled_reason
+        self._answers = Answers(answers)
+        self._names: set[str] = set()
+        self._once_locks: dict[str, trio.Lock] = {}
+        self._set_data(input, state)
+        self._outputs = {step_id_of(key): self._stored_output(key, value) for key, value in (outputs or {}).items()}
+        self._checkpoints = _stored(checkpoints, "checkpoint")
+        self._memos = _stored(memos, "memo")
+
+    def _set_data(self, input: Any, state: Any) -> None:
+        definition = self._definition
+        if definition is None:
+            self._input = payload.encode(input, what="input")
+            self._input_decoder = _decoder_of(input)
+        else:
+            self._input = definition.input_payload(input)
+            self._input_decoder = definition.input_decoder
+        if definition is not None:
+            self._state_decoder = definition.state_decoder(self._input)
+        else:
+            self._state_decoder = _decoder_of(input if state is _INPUT else state)
+        if state is not _INPUT:
+            self._state = payload.encode(state, what="state")
+            self._state_decoder.decode(self._state, what="state")
+        else:
+            self._state = self._input if definition is None else definition.initial_state(self._input)
+
+    def _stored_output(self, step: Step[Any] | str, value: Any) -> tuple[bytes, payload.Decoder]:
+        known = None if isinstance(step, str) else step
+        if known is None and self._definition is not None:
+            known = self._definition.steps.get(step_id_of(step))
+        decoder = _decoder_of(value) if known is None else known.decoder
+        what = f"the output of step {step_id_of(step)}"
+        stored = payload.encode(value, what=what)
+        decoder.decode(stored, what=what)
+        return stored, decoder
+
+    @property
+    def unused(self) -> list[str]:
+        """The names of the answers that were not asked for."""
+        return [key for key, _ in self._answers.left]
+
+    # --- who and where -------------------------------------------------------------------------------------
+
+    @property
+    def run_id(self) -> str:
+        """The id it was made with."""
+        return self._run_id
+
+    @property
+    def workflow(self) -> str:
+        """The workflow's id."""
+        return self._workflow_id
+
+    @property
+    def version(self) -> str:
+        """The version of the workflow it was made with."""
+        return "1.0.0" if self._definition is None else self._definition.version
+
+    @property
+    def step_id(self) -> str:
+        """The step's id."""
+        return self._step_id
+
+    @property
+    def attempt(self) -> int:
+        """The attempt it was made with."""
+        return self._attempt
+
+    @property
+    def tenant(self) -> str | None:
+        """The tenant it was made with."""
+        return self._tenant
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What it was made with, as plain data."""
+        plain: dict[str, Any] = payload.rebuild(self._meta, Any, what="meta")
+        return plain
+
+    @property
+    def cancelled_reason(self) -> str | None:
+        """The reason it was made with."""
+        return self._cancelled_reason
+
+    # --- data ----------------------------------------------------------------------------------------------
+
+    @property
+    def input(self) -> InputT:
+        """The input, rebuilt in its type."""
+        decoded: InputT = self._input_decoder.decode(self._input, what="input")
+        return decoded
+
+    @property
+    def state(self) -> StateT:
+        """The state as it is now, rebuilt in its type."""
+        decoded: StateT = self._state_decoder.decode(self._state, what="state")
+        return decoded
+
+    async def set(self, **fields: Any) -> None:
+        """Change fields of the state, and note them in `changes`."""
+        await trio.lowlevel.checkpoint()
+        self._state = with_fields(self._state, fields, self._state_decoder, what=f"state of {self._run_id}")
+        self.changes.append(fields)
+
+    def output(self, step: Step[Any] | str, default: Any = _RAISE) -> Any:
+        """A given output; else `default`, or `OutputMissing` without one."""
+        found = self._found(step_id_of(step))
+        if found is not None:
+            return found.value
+        if default is _RAISE:
+            step_id = step_id_of(step)
+            raise OutputMissing(f"step {step_id} of run {self._run_id} has no output", step=step_id)
+        return default
+
+    @property
+    def outputs(self) -> OutputsT:
+        """The given outputs, as attributes and as a mapping; with the workflow, None for its other steps."""
+        steps = tuple(self._outputs) if self._definition is None else tuple(self._definition.steps)
+        view: Any = OutputsView(steps, self._found)
+        return view  # type: ignore[no-any-return]  # reads like the declared outputs
+
+    def _found(self, step: str) -> Found | None:
+        if step not in self._outputs:
+            return None
+        stored, decoder = self._outputs[step]
+        return Found(decoder.decode(stored, what=f"the output of step {step}"))
+
+    def idempotency_key(self, scope: str | None = None) -> str:
+        """The key that a run of this id gives in this step."""
+        key = f"{self._run_id}:{self._step_id}"
+        return key if scope is None else f"{key}:{scope}"
+
+    # --- suspending ----------------------------------------------------------------------------------------
+
+    async def sleep(self, seconds: float | timedelta) -> None:
+        """Move `now` on, at once."""
+        await self._sleep_until(self._millis() + to_millis(seconds_of(seconds, what="sleep")))
+
+    async def sleep_until(self, instant: datetime | whenever.Instant | whenever.ZonedDateTime) -> None:
+        """Move `now` on to the instant, at once."""
+        await self._sleep_until(instant_millis(instant, what="sleep_until"))
+
+    async def _sleep_until(self, millis: int) -> None:
+        self._note(Asked(kind="timer", due_at=instant_of(millis)))
+        await trio.lowlevel.checkpoint()
+        self.now = max(self.now, instant_of(millis))
+
+    async def wait(
+        self,
+        reason: str,
+        *,
+        returns: Any = Any,
+        timeout: float | timedelta | None = None,
+        name: str | None = None,
+        token: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+        on_token: Callable[[str], Awaitable[object]] | None = None,
+    ) -> Any:
+        """The answer given under the name or reason, rebuilt as `returns`; `NotGiven` without one."""
+        check_reason(reason, "the reason of a wait")
+        known = f"token-of-wait-{len(self.asked):04}" if token is None else check_token(token)
+        asked = Asked(
+            kind="human",
+            name=name,
+            reason=reason,
+            due_at=self._times_out_at(timeout),
+            meta=None if meta is None else dict(meta),
+            token=known if on_token is not None or token is not None else None,
+        )
+        self._note(asked)
+        await trio.lowlevel.checkpoint()
+        if on_token is not None:
+            await on_token(known)
+        return self._answers.take(asked, returns, self._step_id)
+
+    async def wait_for(
+        self,
+        signal: Signal[Any] | str,
+        *,
+        match: Mapping[str, Any] | None = None,
+        timeout: float | timedelta | None = None,
+        name: str | None = None,
+    ) -> Any:
+        """The answer given under the name or signal, if it fits `match`, in the signal's type; else `NotGiven`."""
+        asked = Asked(
+            kind="signal",
+            name=name,
+            signal=signal_name(signal),
+            due_at=self._times_out_at(timeout),
+            match=None if match is None else dict(match),
+        )
+        self._note(asked)
+        await trio.lowlevel.checkpoint()
+        return self._answers.take(asked, Any if isinstance(signal, str) else signal.type, self._step_id)
+
+    async def goto(self, step: Step[Any] | str) -> Never:
+        """Leave the handler by raising `WentTo`."""
+        target = step_id_of(step)
+        if self._definition is not None and target not in self._definition.steps:
+            raise StepNotFound(f"cannot go to {target!r}: workflow {self.workflow} has no such step", step=target)
+        await trio.lowlevel.checkpoint()
+        raise WentTo(target)
+
+    def _note(self, asked: Asked) -> None:
+        check_reason(asked.name, "the name of a wait", shortest=1)
+        if asked.name is not None and asked.name in self._names:
+            raise SuspensionError(
+                f"step {self._step_id}: the name {asked.name!r} is used twice", step=self._step_id
+            )
+        self._names.update([] if asked.name is None else [asked.name])
+        self.asked.append(asked)
+
+    def _times_out_at(self, timeout: float | timedelta | None) -> whenever.Instant | None:
+        if timeout is None:
+            return None
+        return instant_of(self._millis() + to_millis(seconds_of(timeout, what="timeout")))
+
+    def _millis(self) -> int:
+        return instant_millis(self.now, what="now")
+
+    # --- keeping -------------------------------------------------------------------------------------------
+
+    async def checkpoint(self, value: Any, name: str = "default") -> None:
+        """Save a value under a name."""
+        _check_text(name, _LONGEST_NAME, "a checkpoint's name")
+        self._checkpoints[name] = payload.encode(value, what=f"checkpoint {name!r} of step {self._step_id}")
+        await trio.lowlevel.checkpoint()
+
+    def checkpoint_value(self, type_: Any = Any, name: str = "default", default: Any = None) -> Any:
+        """What was given or saved under the name, rebuilt as `type_`; `default` if nothing."""
+        if name not in self._checkpoints:
+            return default
+        return payload.decoder(type_).decode(self._checkpoints[name], what=f"checkpoint {name!r}")
+
+    async def once(self, key: str, fn: Callable[[], Awaitable[Any] | Any], returns: Any = Any) -> Any:
+        """What is remembered under the key, rebuilt as `returns`; else `fn` is called."""
+        _check_text(key, _LONGEST_KEY, "once: a key")
+        decoder, what = payload.decoder(returns), f"result of once({key!r})"
+        async with self._once_locks.setdefault(key, trio.Lock()):
+            if key not in self._memos:
+                result = fn()
+                if inspect.isawaitable(result):
+                    result = await result
+                stored = payload.encode(result, what=what)
+                decoder.decode(stored, what=what)
+                self._memos[key] = stored
+        return decoder.decode(self._memos[key], what=what)
+
+    # --- telling -------------------------------------------------------------------------------------------
+
+    def log(self, message: str, /, **data: Any) -> None:
+        """Note the line in `logs`."""
+        self.logs.append((message, data))
+
+    def progress(self, percent: float | None = None, message: str | None = None, **data: Any) -> None:
+        """Note it in `told`."""
+        self.told.append((percent, message, data))
+
+    def stream(self, frame: Any) -> None:
+        """Note the frame in `frames`."""
+        self.frames.append(frame)
+
+    async def heartbeat(self) -> None:
+        """Count it in `heartbeats`."""
+        self.heartbeats += 1
+        await trio.lowlevel.checkpoint()
+
+
+def _workflow_id(workflow: Workflow[Any, Any] | str | None, step: Step[Any] | str) -> str:
+    if isinstance(workflow, Workflow):
+        return workflow.id
+    if workflow is not None:
+        return workflow
+    return step.workflow_id if isinstance(step, Step) else "workflow"
+
+
+def _decoder_of(value: Any) -> payload.Decoder:
+    """Plain data stays plain; an object comes back as what it was."""
+    return payload.decoder(Any if isinstance(value, _CONTAINERS) else type(value))
+
+
+def _stored(values: Mapping[str, Any] | None, what: str) -> dict[str, bytes]:
+    return {name: payload.encode(value, what=f"{what} {name!r}") for name, value in (values or {}).items()}
+
+
+def _check_text(value: object, longest: int, what: str) -> None:
+    if not is_text(value, longest):
+        raise ValidationError(f"{what} has 1 to {longest} characters, not {value!r}")
