@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from tests.chaos.records import NEVER, Call, Did, Died, Entered, Job, Left, Retired, Seen, Stalled, Story
+from tests.chaos.records import NEVER, Call, Did, Died, Entered, Job, Left, Retired, Seen, Stalled, Story, Stuck
 from tests.chaos.worker import LEASE
 from tests.chaos.workflows import SHIELDED
 
@@ -59,7 +59,9 @@ class Facts:
         self.jobs: dict[int, Job] = {job.number: job for job in story.jobs}
         self.finals: dict[str, Seen] = {final.id: final for final in story.finals}
         self.deaths: dict[int, float] = {}
-        self._excuses: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+        self._still: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+        self._retired: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+        self._stuck: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         self._gather_processes()
         self.bodies: dict[str, list[Body]] = {}
         self._gather_bodies()
@@ -78,7 +80,7 @@ class Facts:
     def _gather_processes(self) -> None:
         for fault in self.story.faults:
             if fault.kind == "frozen":
-                self._excuses[fault.pid].append((fault.since, fault.until))
+                self._still[fault.pid].append((fault.since, fault.until))
             else:
                 end = fault.since if fault.kind == "killed" else fault.until
                 self.deaths[fault.pid] = min(end, self.deaths.get(fault.pid, NEVER))
@@ -87,9 +89,11 @@ class Facts:
                 case Died():
                     self.deaths[line.pid] = min(line.at, self.deaths.get(line.pid, NEVER))
                 case Stalled():
-                    self._excuses[line.pid].append((line.since, line.until))
+                    self._still[line.pid].append((line.since, line.until))
+                case Stuck():
+                    self._stuck[line.pid].append((line.since, line.until))
                 case Retired():
-                    self._excuses[line.pid].append((line.at - LEASE, line.at))
+                    self._retired[line.pid].append((line.at - LEASE, line.at))
                 case _:
                     pass
 
@@ -122,17 +126,26 @@ class Facts:
         for call in self.acknowledged(run, "read"):
             yield call, msgspec.convert(call.reply.value, Seen)
 
+    def _excuses(self, pid: int) -> list[tuple[float, float]]:
+        """When the process stood still, and the leases that its worker has lost."""
+        return sorted([*self._still[pid], *self._retired[pid]])
+
     def was_retried(self, run: str) -> bool:
         return bool(self.verbs(run, "retry"))
 
     def is_excused(self, pid: int, at: float) -> bool:
         """Whether the process was standing still then, or had only just come back."""
-        return any(since <= at <= until + GRACE for since, until in self._excuses[pid])
+        return any(since <= at <= until + GRACE for since, until in self._excuses(pid))
+
+    def was_held_up(self, pid: int, at: float) -> bool:
+        """Whether within two leases before it stood still, or could not write."""
+        spans = [*self._still[pid], *self._stuck[pid]]
+        return any(since <= at and until >= at - 2 * LEASE for since, until in spans)
 
     def must_end_by(self, body: Body, replaced_at: float) -> float:
         """Until when the body may go on, once its run is somebody else's or nobody's."""
         limit = replaced_at + SLACK
-        for since, until in sorted(self._excuses[body.pid]):
+        for since, until in self._excuses(body.pid):
             if since <= limit:
                 limit = max(limit, until + GRACE)
         return limit + UNSTOPPABLE.get(body.entered.step, 0.0)

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from tests.chaos.facts import SLACK, Body, Facts
-from tests.chaos.records import NEVER, Seen
+from tests.chaos.records import NEVER, Retired, Seen
 from tests.chaos.workflows import ATTEMPTS, ORDER
 
 SETTLED = frozenset({"done", "failed", "cancelled"})
@@ -193,6 +193,13 @@ def later_steps_see_what_is_stored(facts: Facts) -> Iterator[str]:
                 yield f"{final.id}: body {did.entry} saw {step} made by {entry}, stored is {final.done.get(step)}"
 
 
+def leases_are_lost_for_a_reason(facts: Facts) -> Iterator[str]:
+    """A worker gives up its id only after its process stood still, or its writes were stuck."""
+    for line in facts.story.lines:
+        if isinstance(line, Retired) and not facts.was_held_up(line.pid, line.at):
+            yield f"process {line.pid} lost its lease at {line.at:.3f}, though nothing held it up"
+
+
 def nothing_begins_while_paused(facts: Facts) -> Iterator[str]:
     """Between an acknowledged pause and the next unpause no body begins; a settled run is not paused by it."""
     for run, bodies in facts.bodies.items():
@@ -219,5 +226,6 @@ BODY_LAWS = (
     once_is_remembered,
     patches_are_kept,
     later_steps_see_what_is_stored,
+    leases_are_lost_for_a_reason,
     nothing_begins_while_paused,
 )

@@ -8,7 +8,7 @@ from itertools import combinations
 from tests.chaos.facts import SLACK, Facts
 from tests.chaos.laws_of_bodies import SETTLED
 from tests.chaos.records import NEVER, Call, Seen
-from tests.chaos.workflows import ATTEMPTS, NOBODY
+from tests.chaos.workflows import ATTEMPTS, NOBODY, TIMEOUT
 
 
 def nothing_is_unheard_of(facts: Facts) -> Iterator[str]:
@@ -74,12 +74,20 @@ def runs_end_as_they_must(facts: Facts) -> Iterator[str]:
         allowed = {"done"}
         if facts.verbs(final.id, "cancel"):
             allowed.add("cancelled")
-        if final.workflow in {"flaky", "late"} and job.times >= ATTEMPTS[final.workflow]:
+        if final.workflow == "flaky" and job.times >= ATTEMPTS["flaky"]:
+            allowed.add("failed")
+        if final.workflow == "late" and _timeouts(facts, final.id) >= ATTEMPTS["late"]:
             allowed.add("failed")
         if final.workflow == "broken" and not facts.acknowledged(final.id, "retry"):
             allowed.add("failed")
         if final.status in SETTLED and final.status not in allowed:
             yield f"{final.id}: {final.workflow} is {final.status} ({final.error}), it must be {sorted(allowed)}"
+
+
+def _timeouts(facts: Facts, run: str) -> int:
+    """How many bodies had their time, and had not returned: a frozen process cannot either."""
+    hung = [body for body in facts.bodies_of(run) if body.entered.step == "hangs" and body.how != "returned"]
+    return sum(body.ended - body.at >= TIMEOUT for body in hung)
 
 
 def one_answer_is_taken(facts: Facts) -> Iterator[str]:

@@ -142,6 +142,14 @@ class Retired(Record, frozen=True, kw_only=True, tag="retired"):
     at: float
 
 
+class Stuck(Record, frozen=True, kw_only=True, tag="stuck"):
+    """A write took long: another process held the lock, or the disk was slow."""
+
+    pid: int
+    since: float
+    until: float
+
+
 class Died(Record, frozen=True, kw_only=True, tag="died"):
     """The process kills itself, at a write of its own choice."""
 
@@ -149,7 +157,7 @@ class Died(Record, frozen=True, kw_only=True, tag="died"):
     at: float
 
 
-Line = Entered | Left | Did | Stalled | Retired | Died
+Line = Entered | Left | Did | Stalled | Retired | Stuck | Died
 
 
 class Fault(Record, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from tests.chaos.records import (
     Seen,
     Stalled,
     Story,
+    Stuck,
 )
 
 RUN = "r"
@@ -150,6 +151,10 @@ class Tale:
 
     def stalled(self, pid: int, since: float, until: float) -> Tale:
         self.lines.append(Stalled(pid=pid, since=since, until=until))
+        return self
+
+    def stuck(self, pid: int, since: float, until: float) -> Tale:
+        self.lines.append(Stuck(pid=pid, since=since, until=until))
         return self
 
     def retired(self, pid: int, at: float) -> Tale:

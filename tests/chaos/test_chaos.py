@@ -11,7 +11,7 @@ import pytest
 from tests.chaos.check import check
 from tests.chaos.world import Settings, World
 
-SETTINGS = Settings(seed=1, runs=130, kills=14, freezes=3, pause=1.5)
+SETTINGS = Settings(seed=1, runs=180, kills=20, freezes=5, pause=1.5)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

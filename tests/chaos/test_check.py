@@ -37,6 +37,7 @@ PLANTED: dict[str, list[tuple[str, Tale]]] = {
     "runs_end_as_they_must": [
         ("slow is cancelled", Tale().final(status="cancelled")),
         ("flaky is failed", Tale("flaky", times=3).final(status="failed")),
+        ("late is failed", Tale("late", times=3).final(status="failed")),
         ("broken is failed", Tale("broken").call("retry", 1, 2).final(status="failed")),
     ],
     "one_answer_is_taken": [
@@ -201,6 +202,10 @@ PLANTED: dict[str, list[tuple[str, Tale]]] = {
             Tale("ask").body("ask", 1, 2).did("use", "saw", ["ask", "other"]).final(outputs=["ask"]),
         ),
     ],
+    "leases_are_lost_for_a_reason": [
+        ("though nothing held it up", Tale().retired(1, 3)),
+        ("though nothing held it up", Tale().stalled(2, 2, 3).stuck(1, 5, 6).retired(1, 3)),
+    ],
     "nothing_begins_while_paused": [
         (
             "while the run was paused",
@@ -255,7 +260,11 @@ def test_every_law_is_tried():
             id="two bodies, one of a process that got no time",
         ),
         pytest.param(
-            Tale().body("crawl", 1, 3.2).retired(1, 3).body("crawl", 2.5, 5, pid=2, fence=2, entry="x"),
+            Tale()
+            .body("crawl", 1, 3.2)
+            .stuck(1, 1.5, 2.6)
+            .retired(1, 3)
+            .body("crawl", 2.5, 5, pid=2, fence=2, entry="x"),
             id="two bodies, one of a worker that has just retired",
         ),
         pytest.param(

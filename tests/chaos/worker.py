@@ -11,15 +11,15 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from random import Random
 
 import msgspec
 import trio
 
 from streamline_trio import Engine, SqliteStore, StoreUnavailable, open_engine
-from streamline_trio.testing import WrappedStore
 from tests.chaos.journal import Journal, now
-from tests.chaos.records import Died, Request, Retired, Stalled
+from tests.chaos.records import Request, Retired, Stalled
+from tests.chaos.stores import FatalStore
 from tests.chaos.verbs import perform
 from tests.chaos.workflows import Shapes
 
@@ -34,32 +34,9 @@ _STALLED_FROM = 0.25
 _decode = msgspec.json.Decoder(Request).decode
 
 
-class FatalStore(WrappedStore):
-    """The process dies at a chosen write: before anything of it is stored, or once all of it is."""
-
-    def __init__(self, inner: Any, journal: Journal, left: int | None, when: str) -> None:
-        super().__init__(inner)
-        self.left = left
-        self._journal = journal
-        self._when = when
-
-    async def around(self, name: str, args: tuple[Any, ...], act: Any) -> Any:  # noqa: ARG002 - as its protocol
-        if name != "write" or self.left is None:
-            return await act()
-        self.left -= 1
-        if self.left >= 0:
-            return await act()
-        if self._when == "after":
-            await act()
-        self._journal.add(Died(pid=os.getpid(), at=now()))
-        os.kill(os.getpid(), signal.SIGKILL)
-        await trio.sleep_forever()
-        raise AssertionError("unreachable")
-
-
 async def work(folder: Path, dies_at: int | None, when: str) -> None:
     journal = Journal(folder)
-    store = FatalStore(SqliteStore(folder / STORE, busy_timeout=BUSY), journal, dies_at, when)
+    store = FatalStore(SqliteStore(folder / STORE, busy_timeout=BUSY), Random(journal.pid), journal, dies_at, when)
     is_open = False
     try:
         async with open_engine(

@@ -20,6 +20,7 @@ NOTE = "note"
 NOBODY = "nobody"
 SHIELDED = 0.8
 SLOW = 4.0
+TIMEOUT = 0.4
 ATTEMPTS = {"flaky": 4, "broken": 2, "late": 3}
 """Limits of the shapes that fail."""
 
@@ -70,7 +71,7 @@ class Shapes:
             if step in {"fails", "hangs"}:
                 options["attempts"] = ATTEMPTS[shape]
             if step == "hangs":
-                options["timeout"] = 0.4
+                options["timeout"] = TIMEOUT
             workflow.add_step(step, self._handler(body), **options)
         if shape == "plain":
             workflow.add_step("never", self._handler(self._work), skip_if=lambda _state: True)

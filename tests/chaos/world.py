@@ -18,6 +18,7 @@ from tests.chaos.jobs import plan
 from tests.chaos.journal import EFFECTS, HISTORY, Journal, Tail, read_history
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.records import Fault, Job, Seen, Story
+from tests.chaos.stores import DoubtfulStore
 from tests.chaos.verbs import seen
 from tests.chaos.worker import BUSY, LEASE, POLL, STORE
 from tests.chaos.workflows import Shapes
@@ -81,7 +82,7 @@ class World:
         async with trio.open_nursery() as nursery:
             crew = Crew(nursery, self._folder, WORKERS)
             async with open_engine(
-                SqliteStore(self._folder / STORE, busy_timeout=BUSY),
+                DoubtfulStore(SqliteStore(self._folder / STORE, busy_timeout=BUSY), Random(settings.seed)),
                 *shapes,
                 worker=False,
                 lease=LEASE,
