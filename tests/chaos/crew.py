@@ -19,10 +19,8 @@ from tests.chaos.worker import UNAVAILABLE
 ROOT = Path(__file__).parents[2]
 _decode_reply = msgspec.json.Decoder(Reply).decode
 _READY_WITHIN = 60.0
-
-
-class Unexpected(Exception):
-    """A worker process ended by itself."""
+_ENDED_BY_ITSELF = -1
+"""In place of the exit status 0 of a process that nobody had told to end."""
 
 
 class Process:
@@ -167,11 +165,10 @@ class Crew:
             self.faults.append(Fault(kind="killed", pid=process.pid, since=since, until=now()))
             self.kills += 1
         elif process.status != UNAVAILABLE:
-            self.exits[process.pid] = process.status
+            by_itself = process.dismissed_at is None and process.status == 0
+            self.exits[process.pid] = _ENDED_BY_ITSELF if by_itself else process.status
             since = process.dismissed_at if process.dismissed_at is not None else now()
             self.faults.append(Fault(kind="left", pid=process.pid, since=since, until=now()))
-            if process.dismissed_at is None:
-                raise Unexpected(f"worker process {process.pid} ended by itself with status {process.status}")
         if not self._closing:
             await self._start(slot, *self.arming())
 
