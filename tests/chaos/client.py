@@ -188,12 +188,14 @@ class Clients:
                         payload = f"{job.number} {next(attempts)} {rival}"
                         nursery.start_soon(self._resume, job, run, token, payload, outcomes)
                 if "ok" in outcomes:
+                    await trio.sleep(chance.uniform(0, 0.2))
+                    await self._resume(job, run, token, f"{job.number} late 0", outcomes)
                     return
             await trio.sleep(0.1)
 
     async def _resume(self, job: Job, run: str, token: str, payload: str, outcomes: list[Outcome]) -> None:
         """By its token, or as an operator does, who needs none."""
-        if payload.endswith("1") and job.number % 2:
+        if payload.endswith(" 1") and job.number % 2:
             reply = await self._recorder.call("answer", job, run=run, payload=payload)
         else:
             reply = await self._recorder.call("resume", job, run=run, token=token, payload=payload)

@@ -137,10 +137,9 @@ class Facts:
         """Whether the process was standing still then, or had only just come back."""
         return any(since <= at <= until + GRACE for since, until in self._excuses(pid))
 
-    def was_held_up(self, pid: int, at: float) -> bool:
-        """Whether within two leases before it stood still, or could not write."""
-        spans = [*self._still[pid], *self._stuck[pid]]
-        return any(since <= at and until >= at - 2 * LEASE for since, until in spans)
+    def was_held_up(self, pid: int, begin: float, end: float) -> bool:
+        """Whether at some time between the two it stood still, or could not write."""
+        return any(since <= end and until >= begin for since, until in [*self._still[pid], *self._stuck[pid]])
 
     def must_end_by(self, body: Body, replaced_at: float) -> float:
         """Until when the body may go on, once its run is somebody else's or nobody's."""

@@ -7,7 +7,7 @@ from random import Random
 from tests.chaos.records import Job
 from tests.chaos.workflows import ORDER
 
-_CANCELLED = {"slow": 0.6, "shield": 0.4, "thread": 0.3, "ask": 0.12, "listen": 0.1, "nap": 0.15}
+_CANCELLED = {"slow": 0.7, "shield": 0.4, "thread": 0.3, "ask": 0.12, "listen": 0.1, "nap": 0.15}
 _ALWAYS_PLAIN = frozenset({"plain", "nap", "patch", "once", "back"})
 
 
@@ -29,9 +29,9 @@ def _job(number: int, shape: str, chance: Random) -> Job:
         times=_times(shape, chance),
         twins=chance.choice([1, 1, 2, 3]),
         again=shape in _ALWAYS_PLAIN and not cancelled and chance.random() < 0.15,
-        rivals=chance.choice([1, 2, 2]),
+        rivals=chance.choice([1, 2, 3, 4]),
         answered=shape != "quiet" or chance.random() < 0.6,
-        cancel_after=round(chance.uniform(0.0, 2.5), 2) if cancelled else None,
+        cancel_after=round(chance.uniform(0.0, 1.3 if shape == "shield" else 2.5), 2) if cancelled else None,
         pause_after=round(chance.uniform(0.0, 1.0), 2) if paused else None,
         pause_for=round(chance.uniform(0.5, 2.5), 2),
     )

@@ -9,7 +9,11 @@ from typing import Any
 
 from tests.chaos.facts import SLACK, Body, Facts
 from tests.chaos.records import NEVER, Retired, Seen
+from tests.chaos.worker import LEASE
 from tests.chaos.workflows import ATTEMPTS, ORDER
+
+NOTICED_WITHIN = 1.0
+"""Seconds after which the holder of a run has certainly seen what others want of it; it looks every poll."""
 
 SETTLED = frozenset({"done", "failed", "cancelled"})
 
@@ -193,10 +197,21 @@ def later_steps_see_what_is_stored(facts: Facts) -> Iterator[str]:
                 yield f"{final.id}: body {did.entry} saw {step} made by {entry}, stored is {final.done.get(step)}"
 
 
+def the_cancelled_is_stopped(facts: Facts) -> Iterator[str]:
+    """A body ends soon after its run's cancel is acknowledged, unless its process was held up."""
+    for run, bodies in facts.bodies.items():
+        for cancel in facts.acknowledged(run, "cancel"):
+            by = cancel.ended + NOTICED_WITHIN
+            for body in bodies:
+                seen = body.at < cancel.ended and not facts.was_held_up(body.pid, cancel.invoked, by)
+                if seen and body.ended > facts.must_end_by(body, by):
+                    yield f"{body} went on, though a cancel was acknowledged at {cancel.ended:.3f}"
+
+
 def leases_are_lost_for_a_reason(facts: Facts) -> Iterator[str]:
     """A worker gives up its id only after its process stood still, or its writes were stuck."""
     for line in facts.story.lines:
-        if isinstance(line, Retired) and not facts.was_held_up(line.pid, line.at):
+        if isinstance(line, Retired) and not facts.was_held_up(line.pid, line.at - 2 * LEASE, line.at):
             yield f"process {line.pid} lost its lease at {line.at:.3f}, though nothing held it up"
 
 
@@ -226,6 +241,7 @@ BODY_LAWS = (
     once_is_remembered,
     patches_are_kept,
     later_steps_see_what_is_stored,
+    the_cancelled_is_stopped,
     leases_are_lost_for_a_reason,
     nothing_begins_while_paused,
 )

@@ -202,6 +202,12 @@ PLANTED: dict[str, list[tuple[str, Tale]]] = {
             Tale("ask").body("ask", 1, 2).did("use", "saw", ["ask", "other"]).final(outputs=["ask"]),
         ),
     ],
+    "the_cancelled_is_stopped": [
+        (
+            "went on, though a cancel",
+            Tale().body("crawl", 1, 5).call("cancel", 2, 2.1).final(status="cancelled"),
+        ),
+    ],
     "leases_are_lost_for_a_reason": [
         ("though nothing held it up", Tale().retired(1, 3)),
         ("though nothing held it up", Tale().stalled(2, 2, 3).stuck(1, 5, 6).retired(1, 3)),

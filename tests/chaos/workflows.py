@@ -60,7 +60,7 @@ class Shapes:
             self._shape("slow", crawl=self._crawl, work=self._work),
             self._shape("back", one=self._work, two=self._work, again=self._go_back, end=self._work),
             self._shape("patch", one=self._patch, two=self._patch, three=self._patch),
-            self._shape("shield", hide=self._hide, work=self._work),
+            self._shape("shield", work=self._work, hide=self._hide),
             self._threaded(),
         ]
 
@@ -116,7 +116,9 @@ class Shapes:
         await trio.sleep(ctx.input.pace)
 
     async def _ask(self, ctx: Context, entry: str) -> str:
-        return await ctx.wait("who", returns=str, on_token=self._passes_on(ctx, entry))
+        answer = await ctx.wait("who", returns=str, on_token=self._passes_on(ctx, entry))
+        await trio.sleep(ctx.input.pace)
+        return answer
 
     async def _ask_for_a_moment(self, ctx: Context, entry: str) -> str:
         try:
@@ -200,6 +202,6 @@ ORDER: dict[str, tuple[str, ...]] = {
     "slow": ("crawl", "work"),
     "back": ("one", "two", "again", "end"),
     "patch": ("one", "two", "three"),
-    "shield": ("hide", "work"),
+    "shield": ("work", "hide"),
     "thread": ("block", "work"),
 }
