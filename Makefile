@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench docs soak lock clean
+.PHONY: help venv demo test check bench docs soak chaos lock clean
 
 help: ## Say what each target does.
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 15
@@ -52,6 +52,9 @@ docs: $(STAMP) ## Run every example of the documentation.
 
 soak: $(STAMP) ## Search for counterexamples for a long time.
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest tests/properties
+
+chaos: $(STAMP) ## Kill and freeze worker processes for some minutes, and check every promise.
+	$(BIN)/python -m tests.chaos --runs 500 --kills 60 --freezes 10
 
 lock: $(STAMP) ## Pin the newest allowed requirements (needs the network).
 	test -x .venv-lock/bin/pip-compile || { "$(PYTHON)" -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet pip-tools==7.6.2; }

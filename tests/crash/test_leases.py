@@ -34,7 +34,7 @@ from streamline_trio._core.happenings import (
     WentTo,
 )
 from streamline_trio._core.status import SETTLED
-from streamline_trio._core.store import Insert, PutSide, Update
+from streamline_trio._core.store import Applied, Insert, PutSide, Update
 from streamline_trio._runtime.clock import Chance
 from streamline_trio._runtime.worker import WORKERS
 from streamline_trio.testing import crash, run
@@ -343,6 +343,28 @@ async def test_what_a_dead_worker_writes_after_the_takeover_is_refused():
         with trio.move_on_after(LEASE):
             async for event in late:
                 raise AssertionError(event)
+
+
+@virtual
+async def test_a_verb_reaches_a_run_that_this_worker_has_just_lost():
+    """Proves that a cancel through a worker that has lost the run unnoticed is stored, and raises no LeaseLost."""
+    store: Any = MemoryStore()
+    gate = Gate()
+    workflow = gate.workflow()
+    async with open_engine(store, workflow, **OPTIONS) as engine:
+        handle = await engine.start(workflow)
+        await gate.entered.wait()
+        await enlist_phantom(store, "heir")
+        before = await store.load(handle.id)
+        head = msgspec.structs.replace(
+            before.head, lease=Lease(worker="heir", fence=2), fence=2, revision=before.head.revision + 1
+        )
+        taken = msgspec.structs.replace(before, head=head)
+        assert await store.write([Update(before, taken)]) == [Applied()]
+        await handle.cancel("asked")
+        stored = await store.load(handle.id)
+    assert stored.head.lease == taken.head.lease
+    assert (stored.head.cancel_requested, stored.head.cancel_reason) == (True, "asked")
 
 
 @pytest.mark.parametrize("kind", [Insert, Update])

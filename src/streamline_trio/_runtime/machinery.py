@@ -14,6 +14,7 @@ from streamline_trio._core.decide import decide
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import (
     InvalidState,
+    LeaseLost,
     RunNotFound,
     StoreUnavailable,
     ValidationError,
@@ -90,6 +91,10 @@ class Machinery:
                 try:
                     return await driver.writer.commit(happening)
                 except HolderGone:
+                    continue
+                except LeaseLost:
+                    if driver.writer.is_held:
+                        raise
                     continue
             run = await self._act_on_stored(run_id, happening)
             if run is not None:
