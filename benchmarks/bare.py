@@ -1,119 +1,65 @@
-"""The bare loop: the durable writes of a run with nothing around them, as the measure of what the engine adds.
+"""The bare loop: the durable writes of the engine, equally batched, on the same store, with no engine around them.
 
-Bare means: one thread, no event loop, no handlers, no decisions, no encoding, no guards but the revision. A run of
-N steps is N + 1 writes, as in the engine: one that inserts it and one per step. What a write carries was recorded
-from the engine once (`documents.writes_of_run`), and the same bytes are written again and again.
+What the engine wrote for one run was recorded once (`documents.recorded`). The bare loop writes the same documents
+for other run ids, by `Store.write`, one batch after the other: a batch holds the same write of `concurrency` runs,
+which move in step. So it has everything the store does for the engine (guards, keys, encoding, one hop to the
+store's thread, one synced transaction for a batch) and nothing that the engine does. All documents are made before
+time is taken.
 
-On SQLite, with the page size, journal and sync settings of the store, a write is
-
-- for a new run: one row in `heads` (id, revision, head) and one row in `parts` for each part of the real document
-  (origin, state, first step);
-- for a step: one UPDATE of the head's row, guarded by its revision, and one new row in `parts` with as many bytes
-  as all the parts that the engine writes in that commit (it writes the step that ended and the one that began as
-  two rows, so the bare loop has the easier task). No other table or index exists.
-
-A transaction holds `concurrency` writes, of as many runs, which move in step with each other: it is a batch as
-large as a group committer can make with so many runs in flight. In memory a write replaces a struct of the same
-bytes in a dict, guarded by its revision, and a transaction is nothing.
+What the store itself adds to the statements is a question of its own: `raw` answers it.
 """
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import msgspec
 
-from benchmarks.documents import Written
-from benchmarks.places import Place
+from streamline_trio._runtime.clock import Chance
+from streamline_trio._runtime.store_urls import store_from
+from streamline_trio.store import Applied, Insert, Update, Write
 
-SETTINGS = (
-    "synchronous = FULL",
-    "fullfsync = ON",
-    "cache_size = -32000",
-    "wal_autocheckpoint = 4000",
-    "journal_size_limit = 67108864",
-)
-_TABLES = (
-    "CREATE TABLE heads (id TEXT NOT NULL PRIMARY KEY, revision INTEGER NOT NULL, head BLOB NOT NULL)",
-    """
-    CREATE TABLE parts (
-        run_id TEXT NOT NULL, part INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (run_id, part)
-    ) WITHOUT ROWID
-    """,
-)
-_INSERT_HEAD = "INSERT INTO heads (id, revision, head) VALUES (?, 1, ?)"
-_UPDATE_HEAD = "UPDATE heads SET revision = revision + 1, head = ? WHERE id = ? AND revision = ?"
-_INSERT_PART = "INSERT INTO parts (run_id, part, body) VALUES (?, ?, ?)"
+_replace = msgspec.structs.replace
 
 
-def seconds_of_commits(place: Place, writes: Sequence[Written], runs: int, concurrency: int) -> list[float]:
-    """What each transaction of the bare loop took, on a store of the place's kind that was empty before."""
-    if place.kind == "memory":
-        return list(_in_memory(writes, runs, concurrency))
-    return list(_in_sqlite(place.file("bare.db"), writes, runs, concurrency))
-
-
-def _in_sqlite(path: Path, writes: Sequence[Written], runs: int, concurrency: int) -> Iterator[float]:
-    connection = sqlite3.connect(path, isolation_level=None)
+async def seconds_of_batches(
+    url: str, writes: Sequence[Insert | Update], runs: int, concurrency: int, *, warm: int = 0
+) -> list[float]:
+    """What each batch took. The first `warm` writes of each run are made before time is taken."""
+    store = store_from(url)
+    await store.open()
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        for setting in SETTINGS:
-            connection.execute(f"PRAGMA {setting}")
-        for table in _TABLES:
-            connection.execute(table)
-        for ids in _groups(runs, concurrency):
-            for revision, write in enumerate(writes):
+        taken: list[float] = []
+        for batches in _groups(writes, runs, concurrency):
+            for number, batch in enumerate(batches):
                 began = time.perf_counter()
-                _commit(connection, ids, revision, write)
-                yield time.perf_counter() - began
+                verdicts = await store.write(batch)
+                if number >= warm:
+                    taken.append(time.perf_counter() - began)
+                assert all(isinstance(verdict, Applied) for verdict in verdicts), "nobody else writes here"
+        return taken
     finally:
-        connection.close()
+        await store.aclose()
 
 
-def _commit(connection: sqlite3.Connection, ids: Sequence[str], revision: int, write: Written) -> None:
-    """One transaction: this write of each of the runs."""
-    connection.execute("BEGIN IMMEDIATE")
-    if revision == 0:
-        connection.executemany(_INSERT_HEAD, [(run, write.head) for run in ids])
-        rows = [(run, -place, part) for run in ids for place, part in enumerate(write.parts)]
-    else:
-        done = connection.executemany(_UPDATE_HEAD, [(write.head, run, revision) for run in ids])
-        assert done.rowcount == len(ids), "nobody else writes here"
-        body = b"".join(write.parts)
-        rows = [(run, revision, body) for run in ids]
-    connection.executemany(_INSERT_PART, rows)
-    connection.execute("COMMIT")
-
-
-class _Kept(msgspec.Struct, frozen=True):
-    """A run as the bare dict keeps it."""
-
-    revision: int
-    head: bytes
-    parts: dict[int, bytes]
-
-
-def _in_memory(writes: Sequence[Written], runs: int, concurrency: int) -> Iterator[float]:
-    kept: dict[str, _Kept] = {}
-    for ids in _groups(runs, concurrency):
-        for revision, write in enumerate(writes):
-            began = time.perf_counter()
-            for run in ids:
-                kept[run] = _next(kept.get(run), revision, write)
-            yield time.perf_counter() - began
-
-
-def _next(before: _Kept | None, revision: int, write: Written) -> _Kept:
-    if before is None:
-        return _Kept(1, write.head, {-place: part for place, part in enumerate(write.parts)})
-    assert before.revision == revision, "nobody else writes here"
-    return _Kept(revision + 1, write.head, {**before.parts, revision: b"".join(write.parts)})
-
-
-def _groups(runs: int, size: int) -> Iterator[list[str]]:
-    """Ids as long as those of runs, in groups of runs that are in flight together."""
+def _groups(writes: Sequence[Insert | Update], runs: int, size: int) -> Iterator[list[list[Write]]]:
+    """The batches of each group of runs that are in flight together."""
+    chance = Chance()
     for start in range(0, runs, size):
-        yield [f"{number:026d}" for number in range(start, min(start + size, runs))]
+        count = min(size, runs - start)
+        lives = [list(_life(writes, chance.run_id(time.time_ns() // 1_000_000))) for _ in range(count)]
+        yield [list(batch) for batch in zip(*lives, strict=True)]
+
+
+def _life(writes: Sequence[Insert | Update], run_id: str) -> Iterator[Write]:
+    """The recorded writes, as those of another run."""
+    first = writes[0]
+    recorded = first.run if isinstance(first, Insert) else first.before
+    origin = _replace(recorded.origin, id=run_id)
+    for write in writes:
+        if isinstance(write, Insert):
+            yield Insert(_replace(write.run, origin=origin))
+        else:
+            before, after = _replace(write.before, origin=origin), _replace(write.after, origin=origin)
+            yield Update(before, after, write.touched)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 import trio
 
-from benchmarks.workflows import nap, nothing, workflow_of
+from benchmarks.workflows import nap, workflow_of
 from streamline_trio import MemoryStore, Workflow, open_engine
 from streamline_trio._core.codec import HEAD, split
 from streamline_trio._core.diff import changed
@@ -40,7 +40,7 @@ class _Recorder(MemoryStore):
         return verdicts
 
 
-async def _recorded(workflow: Workflow[Any, Any]) -> list[Insert | Update]:
+async def recorded(workflow: Workflow[Any, Any]) -> list[Insert | Update]:
     """The writes of one run until it settles or sleeps."""
     store = _Recorder()
     async with open_engine(store, workflow) as engine:
@@ -49,12 +49,8 @@ async def _recorded(workflow: Workflow[Any, Any]) -> list[Insert | Update]:
     return store.written
 
 
-async def writes_of_run(steps: int) -> list[Written]:
-    """The N + 1 writes of a run of N steps that do nothing."""
-    return [_carried(write) for write in await _recorded(workflow_of(steps, nothing))]
-
-
-def _carried(write: Insert | Update) -> Written:
+def carried(write: Insert | Update) -> Written:
+    """What the write carries, encoded."""
     parts = split(write.run) if isinstance(write, Insert) else changed(write.before, write.after)
     bodies = {name: body for name, body in parts.items() if body is not None}
     return Written(bodies.pop(HEAD), tuple(bodies.values()))
@@ -62,7 +58,7 @@ def _carried(write: Insert | Update) -> Written:
 
 async def sleeper(steps: int) -> RunDoc:
     """A run that sleeps for a year in the first of its steps."""
-    last = (await _recorded(workflow_of(steps, nap)))[-1]
+    last = (await recorded(workflow_of(steps, nap)))[-1]
     assert isinstance(last, Update), "its last write is the one that parks it"
     return last.after
 

@@ -1,4 +1,6 @@
-"""Durable steps per second, beside the bare loop that makes the same writes (see `bare`).
+"""Durable steps per second, beside the bare loop that makes the same writes on the same store (see `bare`).
+
+The same writes as raw statements (see `raw`) stand there too: what no store could beat.
 
 Both count steps: a run of N steps is N + 1 durable writes on both sides, the first of which is its start. The time
 that the engine computes, in all its threads, is told too: it does not depend on the disk and little on what else
@@ -11,11 +13,12 @@ from collections.abc import Iterator
 
 import msgspec
 
-from benchmarks.bare import seconds_of_commits
-from benchmarks.documents import writes_of_run
+from benchmarks.bare import seconds_of_batches
+from benchmarks.documents import carried, recorded
 from benchmarks.figures import Benchmark, Figures, Row, median, rounded
 from benchmarks.load import Load, put_load
 from benchmarks.places import Place
+from benchmarks.raw import seconds_of_commits
 from benchmarks.workflows import nothing, workflow_of
 
 
@@ -28,16 +31,19 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
 async def measure(place: Place, size: Size, rounds: int) -> Figures:
     """Engine and bare loop take turns, at each concurrency in each round."""
-    writes = await writes_of_run(size.steps)
+    writes = await recorded(workflow_of(size.steps, nothing))
+    bodies = [carried(write) for write in writes]
     levels = {concurrency: _Level(runs * size.steps) for concurrency, runs in size.runs.items()}
     for _ in range(rounds):
         for concurrency, runs in size.runs.items():
             load = await put_load(place.fresh(), workflow_of(size.steps, nothing), runs, concurrency)
             levels[concurrency].engine.append(load)
-            levels[concurrency].bare.append(sum(seconds_of_commits(place, writes, runs, concurrency)))
+            bare = await seconds_of_batches(place.fresh(), writes, runs, concurrency)
+            levels[concurrency].bare.append(sum(bare))
+            levels[concurrency].raw.append(sum(seconds_of_commits(place, bodies, runs, concurrency)))
     return {
         "concurrency": {str(concurrency): level.figures() for concurrency, level in levels.items()},
-        "write_bytes": [len(write.head) + sum(map(len, write.parts)) for write in writes],
+        "write_bytes": [len(write.head) + sum(map(len, write.parts)) for write in bodies],
     }
 
 
@@ -47,27 +53,40 @@ class _Level:
     def __init__(self, steps: int) -> None:
         self.engine: list[Load] = []
         self.bare: list[float] = []
+        self.raw: list[float] = []
         self._steps = steps
 
     def figures(self) -> Figures:
         engine = self._steps / median(load.seconds for load in self.engine)
         bare = self._steps / median(self.bare)
+        raw = self._steps / median(self.raw)
         cpu = median(load.cpu_seconds for load in self.engine) / self._steps
         return {
             "engine_per_s": rounded(engine),
             "bare_per_s": rounded(bare),
             "ratio": rounded(engine / bare),
+            "raw_per_s": rounded(raw),
+            "ratio_to_raw": rounded(engine / raw),
             "engine_cpu_us_per_step": rounded(1e6 * cpu),
         }
 
 
 def table(figures: Figures) -> Iterator[Row]:
     """One line per concurrency."""
-    yield "runs at a time", "engine, steps/s", "bare loop, steps/s", "engine / bare", "engine CPU, µs/step"
+    yield (
+        "runs at a time",
+        "engine, steps/s",
+        "bare loop, steps/s",
+        "engine / bare",
+        "raw statements, steps/s",
+        "engine / raw",
+        "engine CPU, µs/step",
+    )
     for level, found in figures["concurrency"].items():
-        told = (found["engine_per_s"], found["bare_per_s"], found["ratio"], found["engine_cpu_us_per_step"])
-        yield level, *told
+        yield level, *(found[name] for name in _COLUMNS)
 
+
+_COLUMNS = ("engine_per_s", "bare_per_s", "ratio", "raw_per_s", "ratio_to_raw", "engine_cpu_us_per_step")
 
 BENCHMARK = Benchmark(
     name="steps",

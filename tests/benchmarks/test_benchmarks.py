@@ -13,19 +13,26 @@ from pathlib import Path
 import pytest
 import trio
 
-from benchmarks import bare
+from benchmarks import raw
 from streamline_trio.stores.sqlite import _store
 
 ROOT = Path(__file__).parents[2]
-RATES = {"engine_per_s", "bare_per_s", "ratio", "engine_cpu_us_per_step"}
+RATES = {"engine_per_s", "bare_per_s", "ratio", "raw_per_s", "ratio_to_raw", "engine_cpu_us_per_step"}
 COSTS = {"claim_ms", "due_query_ms", "worker_mib", "worker_tasks"}
 
 # A shape maps each key to the shape of its value; a set names keys of numbers.
 SHAPES = {
     "steps": {"concurrency": dict.fromkeys(("1", "16", "256"), RATES)},
-    "latency": {"p50_ms", "p99_ms", "bare_commit_p50_ms", "bare_commit_p99_ms"},
+    "latency": {
+        "p50_ms",
+        "p99_ms",
+        "bare_commit_p50_ms",
+        "bare_commit_p99_ms",
+        "raw_commit_p50_ms",
+        "raw_commit_p99_ms",
+    },
     "claims": {"processes": {count: {"claims_per_s"} for count in ("1", "2", "4")}},
-    "growth": {"us_per_step": {"10", "100", "1000"}},
+    "growth": {"us_per_step": {"10", "100", "1000"}, "bare_us_per_step": {"10", "100", "1000"}},
     "sleepers": {"sleepers": dict.fromkeys(("0", "1000"), COSTS)},
     "recovery": {"process_ready_s", "first_taken_over_s", "first_progress_s", "all_done_s", "remaining_work_s"},
 }
@@ -130,6 +137,6 @@ async def test_its_workers_end_with_it(sent, status, tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_the_bare_loop_has_the_settings_of_the_store():
-    """Proves that the bare loop waits for the disk exactly as the store does."""
-    assert bare.SETTINGS == _store._SETTINGS
+def test_raw_statements_have_the_settings_of_the_store():
+    """Proves that the raw statements wait for the disk exactly as the store does."""
+    assert raw.SETTINGS == _store._SETTINGS
