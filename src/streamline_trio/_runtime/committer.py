@@ -41,26 +41,26 @@ _LONGEST_PAUSE = 1.0
 class Submission:
     """One write, the rows that go with it, and who is told."""
 
-    __slots__ = ("given_up_at", "is_told", "rows", "tell", "write")
+    __slots__ = ("given_up_at", "is_told", "rows", "run_id", "tell", "write")
 
     def __init__(
         self, write: Write, rows: Sequence[AppendRows], tell: Callable[[Outcome], None], given_up_at: float
     ) -> None:
         self.write = write
+        self.run_id: str | None = _run_of(write)
         self.rows = rows
         self.tell = tell
         self.given_up_at = given_up_at
         self.is_told = False
 
-    @property
-    def run_id(self) -> str | None:
-        """The run it writes, of which a batch holds at most one write."""
-        write = self.write
-        if isinstance(write, Update):
-            return write.before.origin.id
-        if isinstance(write, Insert):
-            return write.run.origin.id
-        return write.run_id if isinstance(write, Delete | Quarantine) else None
+
+def _run_of(write: Write) -> str | None:
+    """The run it writes, of which a batch holds at most one write."""
+    if isinstance(write, Update):
+        return write.before.origin.id
+    if isinstance(write, Insert):
+        return write.run.origin.id
+    return write.run_id if isinstance(write, Delete | Quarantine) else None
 
 
 class GroupCommitter:

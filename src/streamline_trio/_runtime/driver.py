@@ -117,14 +117,13 @@ class Driver:
 
     def _stop(self) -> Happening | None:
         """Why no step is to be entered now, if there is a reason."""
-        head = self.run.head
-        held: dict[str, Any] = {"worker": self.writer.worker, "fence": self.writer.fence}
+        head, writer = self.run.head, self.writer
         if head.cancel_requested:
-            return CancelUnwound(**held)
+            return CancelUnwound(worker=writer.worker, fence=writer.fence)
         if head.deadline is not None and head.deadline <= self.now():
-            return DeadlinePassed(**held)
+            return DeadlinePassed(worker=writer.worker, fence=writer.fence)
         if self.leaving and self.abort_reason == "leave":
-            return HandedBack(**held)
+            return HandedBack(worker=writer.worker, fence=writer.fence)
         return None
 
     async def _steps(self) -> Happening | None:
@@ -342,6 +341,8 @@ class Driver:
             self.flush_rows()
 
     def _pack_rows(self) -> None:
+        if not self._rows:
+            return
         rows, self._rows = self._rows, {}
         for kind, lines in rows.items():
             keep = self.workflow.max_step_logs if kind == "log" else 1

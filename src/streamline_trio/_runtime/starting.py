@@ -100,7 +100,7 @@ async def _insert(machinery: Machinery, workflow: Workflow[Any, Any], request: S
 
 async def _worker_for(machinery: Machinery, request: StartRequest) -> str | None:
     """Our worker's id with a place reserved, if the run may begin here and now."""
-    await trio.lowlevel.checkpoint()
+    await trio.lowlevel.checkpoint_if_cancelled()
     worker = machinery.worker.id
     if not machinery.is_worker or request.start_at is not None or worker is None:
         return None

@@ -101,7 +101,8 @@ class RunWriter:
 
     def close(self) -> None:
         """Nothing more is decided here."""
-        self.flush_rows()
+        if self._rows:
+            self.flush_rows()
         if not self._in_flight:
             self._fail_pending(HolderGone())
 
@@ -124,7 +125,8 @@ class RunWriter:
 
     def _decide(self, entries: list[_Entry]) -> list[Decision]:
         """Decide one happening on the result of the other; one that is refused fails alone."""
-        run, decisions = self.run, list[Decision]()
+        decisions: list[Decision] = []
+        run = self.run
         commit, now = self._services.chance.commit_id(), self._services.clock.now()
         for entry in entries:
             try:
