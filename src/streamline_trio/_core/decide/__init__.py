@@ -54,7 +54,7 @@ def decide(run: RunDoc, happening: h.Happening, plan: Plan, now: int, commit: in
     rule = _RULES[type(happening)]
     if rule(turn, happening) is False:
         return Decision(run)
-    if turn.lease is not None and isinstance(happening, h.Held):
+    if run.head.attention and turn.lease is not None and isinstance(happening, h.Held):
         turn.change(attention=False)
     return turn.build(commit)
 

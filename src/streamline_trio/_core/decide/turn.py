@@ -186,34 +186,35 @@ class Turn:
 
     def put(self, name: MapName, key: str, value: Any) -> None:
         """Set an entry of one of the run's maps."""
-        self._own(name)[key] = value
-        self._touched[name].add(key)
+        touched = self._touched.get(name) or self._own(name)
+        touched.add(key)
+        getattr(self, name)[key] = value
 
     def drop(self, name: MapName, keys: Collection[str]) -> None:
         """Remove entries of one of the run's maps."""
         if keys:
-            entries = self._own(name)
+            touched = self._touched.get(name) or self._own(name)
+            touched.update(keys)
+            entries = getattr(self, name)
             for key in keys:
                 del entries[key]
-            self._touched[name].update(keys)
 
-    def _own(self, name: MapName) -> dict[str, Any]:
-        """The map, to be changed: a copy, made once in a turn, of what the run before shares with others."""
-        entries: dict[str, Any] = getattr(self, name)
-        if name not in self._touched:
-            self._touched[name] = set()
-            entries = entries.copy()
-            setattr(self, name, entries)
-        return entries
+    def _own(self, name: MapName) -> set[str]:
+        """Make the map one that this turn may change: a copy, since others share the one of the run before."""
+        setattr(self, name, getattr(self, name).copy())
+        touched = self._touched[name] = set()
+        return touched
 
     def put_step(self, step_id: str, step: StepDoc) -> None:
         """Replace a step's document."""
-        self.put("steps", step_id, step)
+        touched = self._touched.get("steps") or self._own("steps")
+        touched.add(step_id)
+        self.steps[step_id] = step
 
     def move_step(self, step_id: str, status: StepStatus, **fields: Any) -> StepDoc:
         """Move a step to a status, checked against the table, and set fields of it."""
-        step = self.step(step_id)
-        check_step_transition(self.run.id, step_id, step.status, status)
+        step = self.steps.get(step_id) or _PENDING
+        check_step_transition(self.run.origin.id, step_id, step.status, status)
         step = _replace(step, status=status, **fields)
         self.put_step(step_id, step)
         return step
@@ -234,7 +235,7 @@ class Turn:
         step = self.move_step(
             step_id,
             "running",
-            attempts=self.step(step_id).attempts + 1,
+            attempts=(self.steps.get(step_id) or _PENDING).attempts + 1,
             started_at=self.now,
             ended_at=None,
             retry_at=None,
