@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import msgspec
 import trio
 
-from benchmarks.workflows import nap, workflow_of
+from benchmarks.workflows import YEAR, Effect, nap, signing, workflow_of
 from streamline_trio import MemoryStore, Workflow, open_engine
 from streamline_trio._core.codec import HEAD, split
 from streamline_trio._core.diff import changed
 from streamline_trio.store import Insert, RunDoc, Update, Verdict, Write
 
+_PATIENCE = 30.0
 _replace = msgspec.structs.replace
 
 
@@ -54,6 +55,23 @@ def carried(write: Insert | Update) -> Written:
     parts = split(write.run) if isinstance(write, Insert) else changed(write.before, write.after)
     bodies = {name: body for name, body in parts.items() if body is not None}
     return Written(bodies.pop(HEAD), tuple(bodies.values()))
+
+
+def _nowhere(_effect: Effect) -> None:
+    """What handlers do here, nobody counts."""
+
+
+async def claim() -> list[Insert | Update]:
+    """A draft, and its claim by a worker."""
+    workflow = workflow_of(1, signing(_nowhere, "", YEAR))
+    store = _Recorder()
+    async with open_engine(store, workflow, worker=False) as client:
+        await client.start(workflow, None)
+        async with open_engine(store, workflow, drain_timeout=0.0):
+            with trio.fail_after(_PATIENCE):
+                while len(store.written) < 2:  # noqa: ASYNC110 - the recorder tells of parking only
+                    await trio.sleep(0.01)
+            return store.written[:2]
 
 
 async def sleeper(steps: int) -> RunDoc:

@@ -1,4 +1,4 @@
-"""Worker processes that race for the same drafts."""
+"""Worker processes that race for the same drafts, to finish them or only to have them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,26 @@ from benchmarks.load import start_drafts, until, until_done
 from benchmarks.places import Place
 from benchmarks.processes import workers
 from benchmarks.worker import Job, Told
-from benchmarks.workflows import Effects, nothing, workflow_of
+from benchmarks.workflows import YEAR, Effects, nothing, workflow_of
 from streamline_trio import Engine, Run, open_engine
 
 _LOOKS_EVERY = 0.005
 
 
 class Race(msgspec.Struct, frozen=True, kw_only=True):
-    """How it went: from the common signal until every draft has settled."""
+    """How it went. `seconds` are from the common signal until every draft has settled."""
 
     seconds: float
     duplicates: int
     before: Told
     after: Told
+
+
+class Grab(msgspec.Struct, frozen=True, kw_only=True):
+    """How it went. `seconds` are from the first claim to the last."""
+
+    seconds: float
+    duplicates: int
 
 
 async def race(place: Place, store: str, *, drafts: int, processes: int) -> Race:
@@ -54,6 +61,40 @@ async def race(place: Place, store: str, *, drafts: int, processes: int) -> Race
             await worker.stop()
         duplicates = _duplicates(await _runs_of(client, tag), effects)
     return Race(seconds=seconds, duplicates=duplicates, before=ready[0], after=after)
+
+
+async def grab(place: Place, store: str, *, drafts: int, processes: int) -> Grab:
+    """Prepare drafts, let the workers go, wait until each draft is held by one of them, look into the books.
+
+    A worker holds what it has claimed for ever, in a handler that only waits: what is measured is claiming alone.
+    The time is from the first handler's entry to the last one's.
+    """
+    effects = Effects(place.file("effects"))
+    workflow = workflow_of(1, nothing)
+    jobs = [
+        Job(
+            store=store,
+            name=f"worker {number}",
+            effects=str(effects.path),
+            steps=1,
+            seconds=YEAR,
+            capacity=drafts,
+        )
+        for number in range(processes)
+    ]
+    tag = effects.path.name + effects.path.parent.name
+    async with open_engine(store, workflow, worker=False) as client, workers(jobs) as crew:
+        await start_drafts(client, workflow, drafts, tag)
+        for worker in crew:
+            await worker.hear("ready")
+        for worker in crew:
+            await worker.say("go")
+        await until(lambda: effects.has(drafts), every=_LOOKS_EVERY)
+        for worker in crew:
+            await worker.kill()
+        duplicates = _duplicates(await _runs_of(client, tag), effects)
+    entered = sorted(effect.at for effect in effects.read())
+    return Grab(seconds=entered[-1] - entered[0], duplicates=duplicates)
 
 
 async def _runs_of(client: Engine, tag: str) -> list[Run]:

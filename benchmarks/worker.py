@@ -29,6 +29,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     effects: str
     steps: int
     seconds: float = 0.0
+    capacity: int = 100
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +51,9 @@ async def work(job: Job) -> None:
             _tell("ready")
             if await anext(words, None) != "go":
                 return
-            async with open_engine(job.store, workflow, name=job.name, drain_timeout=1.0):
+            async with open_engine(
+                job.store, workflow, name=job.name, drain_timeout=1.0, max_concurrent_runs=job.capacity
+            ):
                 _tell("open")
                 async for word in words:
                     await trio.testing.wait_all_tasks_blocked()
