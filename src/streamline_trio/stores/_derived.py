@@ -34,7 +34,7 @@ NO_KEYS = KeyChange((), ())
 
 def unique_keys(run: RunDoc) -> tuple[UniqueKey, ...]:
     """The keys the run holds; one that it claims twice stands there twice."""
-    tokens = tuple(UniqueKey("token", token) for token in open_tokens(run))
+    tokens = tuple(UniqueKey("token", token) for token in open_tokens(run)) if run.records else ()
     active = active_key(run)
     return tokens if active is None else (UniqueKey("active_key", active), *tokens)
 
@@ -45,7 +45,10 @@ def key_change(before: RunDoc | None, after: RunDoc) -> KeyChange:
         return KeyChange(unique_keys(after), ())
     if before.records is after.records and before.head.status == after.head.status:
         return NO_KEYS
-    old, new = Counter(unique_keys(before)), Counter(unique_keys(after))
+    held, wanted = unique_keys(before), unique_keys(after)
+    if held == wanted:
+        return NO_KEYS
+    old, new = Counter(held), Counter(wanted)
     return KeyChange(tuple((new - old).elements()), tuple((old - new).elements()))
 
 
@@ -130,10 +133,13 @@ def labels(run: RunDoc) -> frozenset[bytes]:
     return frozenset([*map(tag_label, origin.tags), *meta, *signals])
 
 
+NO_LABELS: tuple[frozenset[bytes], frozenset[bytes]] = (frozenset(), frozenset())
+
+
 def label_change(before: RunDoc, after: RunDoc) -> tuple[frozenset[bytes], frozenset[bytes]]:
     """The labels an update adds and removes; those of the origin never change."""
     if before.records is after.records:
-        return frozenset(), frozenset()
+        return NO_LABELS
     tenant = after.origin.tenant
     old, new = awaited(before), awaited(after)
     added = frozenset(signal_label(tenant, signal) for signal in new - old)

@@ -23,7 +23,7 @@ from streamline_trio._core.store import (
     Refused,
     Verdict,
 )
-from streamline_trio.stores._derived import KeyChange, UniqueKey
+from streamline_trio.stores._derived import NO_KEYS, NO_LABELS, KeyChange, UniqueKey
 from streamline_trio.stores.sqlite import _statements as sql
 from streamline_trio.stores.sqlite._changes import Ready, RunInsert, RunUpdate
 from streamline_trio.stores.sqlite._columns import moving
@@ -137,6 +137,8 @@ class Transaction:
                 self._do(sql.REMOVE_PARTS, [(run_id, part)])
             else:
                 self._do(sql.PUT_PARTS, [(run_id, part, body)])
+        if write.labels is NO_LABELS:
+            return
         added, removed = write.labels
         self._do(sql.PUT_LABELS, [(label, run_id) for label in added])
         self._do(sql.REMOVE_LABELS, [(label, run_id) for label in removed])
@@ -194,6 +196,8 @@ class Transaction:
         return self._stored.get(run_id)
 
     def _change_keys(self, change: KeyChange, run_id: str) -> KeyTaken | None:
+        if change is NO_KEYS:
+            return None
         claimed: set[UniqueKey] = set()
         for key in change.gained:
             holder = run_id if key in claimed else self._holders.get(key)
