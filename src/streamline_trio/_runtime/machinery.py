@@ -13,6 +13,7 @@ from streamline_trio._core.decide import decide
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import (
     InvalidState,
+    LeaseLost,
     RunNotFound,
     StoreUnavailable,
     ValidationError,
@@ -78,6 +79,10 @@ class Machinery:
                 try:
                     return await driver.writer.commit(happening)
                 except HolderGone:
+                    continue
+                except LeaseLost:
+                    if driver.writer.is_held:
+                        raise  # the happening names another lease
                     continue
             run = await self._act_on_stored(run_id, happening)
             if run is not None:
