@@ -122,10 +122,17 @@ class RunWriter:
         self._services.committer.post(Update(before, run), lambda outcome: self._settle(outcome, run, events), rows)
 
     def _decide(self, entries: list[_Entry]) -> tuple[RunDoc, list[Event]]:
-        """Fold the happenings into one next version; one that is refused fails alone."""
+        """Fold the happenings into one next version; one that is refused fails alone.
+
+        Up to the one that gives the run back: what comes after that is not the holder's to decide.
+        """
         run, events = self.run, list[Event]()
         commit, now = self._services.chance.commit_id(), self._services.clock.now()
-        for entry in entries:
+        for place, entry in enumerate(entries):
+            if run.head.lease is None:
+                self._pending = entries[place:]
+                del entries[place:]
+                break
             try:
                 decision = decide(run, entry.happening, self.plan, now, commit)
             except StreamlineError as error:
