@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
@@ -66,10 +66,8 @@ class Witness(WrappedStore):
         self.revived: set[str] = set()
         self.events: defaultdict[str, list[Any]] = defaultdict(list)
         self.hops: Counter[tuple[str, str]] = Counter()
-        self.taken: Counter[tuple[str, bytes]] = Counter()
-        """How often each payload became the outcome of a wait, by run."""
         self.arrived: Counter[tuple[str, bytes]] = Counter()
-        """How often each signal was accepted by a run: it answered a wait, or was kept."""
+        """How often each payload from outside was accepted by a run: it answered a wait, or was kept."""
         self._inside: defaultdict[str, list[Body]] = defaultdict(list)
         self._keys: dict[str, str] = {}
 
@@ -121,7 +119,9 @@ class Witness(WrappedStore):
         try:
             law()
         except AssertionError as error:
-            self.wrong.append(f"{run.id} revision {run.head.revision}: {error or 'a law of stored runs is broken'}")
+            self.wrong.append(
+                f"{run.id} revision {run.head.revision}: {str(error) or 'a law of stored runs is broken'}"
+            )
 
     def _compare(self, before: RunDoc, after: RunDoc) -> None:
         old, new = before.head, after.head
@@ -156,15 +156,12 @@ class Witness(WrappedStore):
         """No message leaves the inbox but to answer a wait, each one wait."""
         old_inbox = {} if before is None else before.inbox
         taken = [record.value for record in _answered(before, after) if record.value is not None]
-        for value in taken:
-            self.taken[after.id, value] += 1
         left = [message.payload for number, message in old_inbox.items() if number not in after.inbox]
         for value in left:
             if value not in taken:
                 self.wrong.append(f"{after.id}: a signal left the inbox and answered nothing")
         came = [message.payload for number, message in after.inbox.items() if number not in old_inbox]
-        signals = [r.value for r in _answered(before, after) if r.kind == "signal" and r.value is not None]
-        for value in [*came, *(value for value in signals if value not in left)]:
+        for value in [*came, *(value for value in taken if value not in left)]:
             self.arrived[after.id, value] += 1
 
     def _check_key(self, after: RunDoc) -> None:
@@ -184,7 +181,7 @@ class Witness(WrappedStore):
     # --- handlers ------------------------------------------------------------------------------------------
 
     @contextmanager
-    def inside(self, ctx: StepContext[Any, Any]) -> Iterator[Body]:
+    def inside(self, ctx: StepContext[Any, Any]) -> Generator[Body]:
         """Around the body of a handler."""
         driver: Driver = ctx._driver  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - shipped with it
         run = driver.run
@@ -211,7 +208,7 @@ class Witness(WrappedStore):
     # --- events --------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def listening(self, engine: Engine) -> AsyncIterator[None]:
+    async def listening(self, engine: Engine) -> AsyncGenerator[None]:
         """Keep what the engine publishes while the block lasts."""
         async with trio.open_nursery() as nursery, engine.events() as events:
             hear = self.listener()
@@ -234,6 +231,8 @@ class Witness(WrappedStore):
 
         def hear(event: Any) -> None:
             self.heard(event)
+            if not event.revision:
+                return
             if event.revision < last.get(event.run_id, 0):
                 self.wrong.append(f"{event.name} of revision {event.revision} came after later ones")
             last[event.run_id] = event.revision
@@ -266,7 +265,7 @@ def _answered(before: RunDoc | None, after: RunDoc) -> list[Record]:
     return [
         record
         for key, record in after.records.items()
-        if record.outcome == "value"
+        if record.outcome in {"value", "fired"}
         and (key not in old or old[key].outcome is None or old[key].opened_at != record.opened_at)
     ]
 

@@ -6,8 +6,8 @@ come late, by any time, and a call can be applied long after its caller was give
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
 
 import trio
 
@@ -116,11 +116,20 @@ class GatedStore(WrappedStore):
         if release == "go, hold the reply":
             call.replied, call.held = True, True
             release = await self.gate.park(call)
+        if self.is_gone:
+            return await self._nothing(name)
         if name == "write":
             self.gate.tell(call, _verdicts(reply))
         if release in {"fail before", "fail after"}:
             raise StoreUnavailable(f"{name} fails after it was carried out")
         return reply
+
+    def cut(self) -> None:
+        """The process behind it is dead: of what is parked nothing is carried out any more."""
+        self.is_gone = True
+        for call in self.gate.parked.values():
+            if call.node == self.node:
+                call.let_go("go")
 
     async def _act(self, name: str, act: Act) -> Any:
         if name == "worker_gone" and not self._locks:
@@ -149,7 +158,7 @@ def _verdicts(verdicts: list[Verdict]) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(map(_text_of_write, value))
+        return ", ".join(map(_text_of_write, cast("Sequence[Any]", value)))
     return str(value)
 
 
