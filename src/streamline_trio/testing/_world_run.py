@@ -21,8 +21,10 @@ class SimulationFailed(AssertionError):
     number of choices before it was made small.
     """
 
-    def __init__(self, world: World, *, seed: int | None, found_with: int, command: str) -> None:
-        self.choices: tuple[int, ...] = tuple(world.chooser.taken)
+    def __init__(
+        self, world: World, choices: Sequence[int], *, seed: int | None, found_with: int, command: str
+    ) -> None:
+        self.choices: tuple[int, ...] = tuple(choices)
         self.seed: int | None = seed
         self.wrong: tuple[str, ...] = tuple(world.wrong)
         self.lines: tuple[str, ...] = tuple(world.lines())
@@ -56,7 +58,7 @@ def replay(make: Make, choices: Sequence[int], *, around_store: AroundStore | No
     """
     world = play(make, Chooser.replayed(choices), around_store)
     if world.wrong:
-        raise SimulationFailed(world, seed=None, found_with=len(choices), command="")
+        raise SimulationFailed(world, choices, seed=None, found_with=len(choices), command="")
     return world
 
 
@@ -92,4 +94,4 @@ def _smallest(
 
     choices = shrink(found.chooser.taken, still_fails, tries=tries)
     world = play(make, Chooser.replayed(choices), around_store)
-    return SimulationFailed(world, seed=seed, found_with=len(found.chooser.taken), command=command)
+    return SimulationFailed(world, choices, seed=seed, found_with=len(found.chooser.taken), command=command)
