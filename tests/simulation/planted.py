@@ -41,11 +41,11 @@ class NoFence(Planted):
     """Stores every claim under the fence that was there before."""
 
     async def write_one(self, write: Any) -> Any:
-        if isinstance(write, Update) and write.after.head.fence > write.before.head.fence > 0:
-            lease = msgspec.structs.replace(write.after.head.lease, fence=write.before.head.fence)
-            head = msgspec.structs.replace(write.after.head, fence=write.before.head.fence, lease=lease)
+        old = write.before.head.fence if isinstance(write, Update) else 0
+        if old and write.after.head.lease is not None and write.after.head.fence > old:
+            lease = msgspec.structs.replace(write.after.head.lease, fence=old)
+            head = msgspec.structs.replace(write.after.head, fence=old, lease=lease)
             write = Update(write.before, msgspec.structs.replace(write.after, head=head))
-            self.rewritten = write.after
         return await super().write_one(write)
 
 
@@ -80,4 +80,4 @@ class KeysIgnored(Planted):
         return await super().write_one(write)
 
 
-PLANTED = (NoGuard, LyingVerdict, Forgetful, KeysIgnored)
+PLANTED = (NoGuard, NoFence, LyingVerdict, Forgetful, KeysIgnored)

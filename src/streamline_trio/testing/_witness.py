@@ -38,8 +38,8 @@ class Body:
     __slots__ = ("driver", "entry")
 
     def __init__(self, entry: Entry, driver: Driver) -> None:
-        self.entry = entry
-        self.driver = driver
+        self.entry: Entry = entry
+        self.driver: Driver = driver
 
     @property
     def is_live(self) -> bool:

@@ -26,12 +26,12 @@ class Call:
     __slots__ = ("_let_go", "args", "held", "name", "node", "number", "release", "replied")
 
     def __init__(self, number: int, node: str, name: str, args: tuple[Any, ...]) -> None:
-        self.number = number
-        self.node = node
-        self.name = name
-        self.args = args
-        self.held = False
-        self.replied = False
+        self.number: int = number
+        self.node: str = node
+        self.name: str = name
+        self.args: tuple[Any, ...] = args
+        self.held: bool = False
+        self.replied: bool = False
         self.release: Release = "go"
         self._let_go = trio.Event()
 

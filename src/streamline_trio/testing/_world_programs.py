@@ -255,11 +255,15 @@ class Programs(Scenario):
         self._compare(ctx, f"={name}", got[-1])
 
     async def _do_once(self, ctx: Context, _p: Program, _n: int, place: int, size: float, got: list[Any]) -> None:
+        key = "shared" if size else f"{ctx.step_id}/{place}"
+
         async def act() -> int:
+            known = self._stored(ctx)
+            if known is not None and key in known.memos:
+                self._wrong(f"{ctx.run_id}: once({key}) is called again though its result is stored")
             await trio.sleep(0.1)
             return self._next_value()
 
-        key = "shared" if size else f"{ctx.step_id}/{place}"
         value: int = await ctx.once(key, act, returns=int)
         got.append(value)
         stored = self._stored(ctx)
