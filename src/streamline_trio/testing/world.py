@@ -33,27 +33,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     seed = int(Chance().roll() * 2**40) if given.seed is None else given.seed
     print(f"seeds from {seed} on", flush=True)
+    total = Summary()
     try:
-        total = _play(seed, given.seconds, given.schedules)
+        _play(total, seed, given.seconds, given.schedules)
     except SimulationFailed as failed:
-        print(failed)
+        print(total, failed, sep="\n\n")
         return 1
     print(total)
     return 0
 
 
-def _play(seed: int, seconds: float | None, schedules: int | None) -> Summary:
+def _play(total: Summary, seed: int, seconds: float | None, schedules: int | None) -> None:
     """Until the time is up, or so many; a thousand if neither is said."""
     if seconds is None and schedules is None:
         schedules = 1000
-    total = Summary()
     until = float("inf") if seconds is None else time.monotonic() + seconds
     played = 0
     while time.monotonic() < until and (schedules is None or played < schedules):
         more = _AT_ONCE if schedules is None else min(_AT_ONCE, schedules - played)
         total.add(simulate(draw_programs, schedules=more, seed=seed + played, command=_COMMAND))
         played += more
-    return total
 
 
 if __name__ == "__main__":
