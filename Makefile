@@ -5,6 +5,9 @@
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.14; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$python"; break; }; done)
 
+# How long `make soak` plays the simulated world after the properties.
+SECONDS ?= 3600
+
 BIN := .venv/bin
 STAMP := .venv/.stamp
 CHECKED := $(wildcard src tests examples benchmarks)
@@ -50,8 +53,9 @@ docs: $(STAMP) ## Run every example of the documentation.
 	$(BIN)/python -m pytest -q tests/docs
 	@echo "The documentation: docs/index.md"
 
-soak: $(STAMP) ## Search for counterexamples for a long time.
+soak: $(STAMP) ## Search for counterexamples for a long time (SECONDS=3600).
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest tests/properties
+	$(BIN)/python -m streamline_trio.testing.world --seconds $(SECONDS)
 
 chaos: $(STAMP) ## Kill and freeze worker processes for some minutes, and check every promise.
 	$(BIN)/python -m tests.chaos --runs 500 --kills 60 --freezes 10

@@ -20,8 +20,8 @@ from streamline_trio._core.status import SETTLED
 from streamline_trio._runtime.clock import Chance
 from streamline_trio.testing import crash, run
 from streamline_trio.testing._time import START
+from streamline_trio.testing._witness import Witness
 from tests.crash.faulty_store import CutStore, When
-from tests.crash.witness import Witness
 
 LIMIT = 3
 ANSWER = 1000  # answers are told from signals by their size

@@ -24,9 +24,9 @@ from streamline_trio import (
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.store import Applied, Update
 from streamline_trio.testing import FailCall, Mishap, sweep
+from streamline_trio.testing._witness import Witness
 from tests.crash.faulty_store import BrokenStore, FaultyStore, When
 from tests.crash.scenes import OPTIONS, returns_done, simple, virtual
-from tests.crash.witness import Witness
 
 go = Signal("go", int)
 to_all = Signal("to.all", int)

@@ -38,6 +38,7 @@ from streamline_trio._core.store import Applied, Insert, PutSide, Update
 from streamline_trio._runtime.clock import Chance
 from streamline_trio._runtime.worker import WORKERS
 from streamline_trio.testing import crash, run
+from streamline_trio.testing._witness import Witness
 from tests.crash.faulty_store import BrokenStore, LocklessStore, ParkingStore
 from tests.crash.scenes import (
     LEASE,
@@ -53,7 +54,7 @@ from tests.crash.scenes import (
     virtual,
     worker_states,
 )
-from tests.crash.witness import Witness, until
+from tests.crash.witness import until
 
 SELF_ABORT = LEASE * 0.8
 LOOK = LEASE / 3 + POLL

@@ -15,10 +15,10 @@ from streamline_trio._core.store import Applied, Insert
 from streamline_trio.stores.memory import MemoryStore
 from streamline_trio.stores.sqlite import SqliteStore
 from streamline_trio.testing import run
+from streamline_trio.testing._laws import check_state
 from tests.golden.documents import DOCUMENTS, RELEASES, project, read_expected, read_parts, read_run
 from tests.golden.workflow import TOKEN, go, golden
 from tests.golden.write import LIVES
-from tests.properties.laws import check_state
 
 WEEK = 7 * 86_400.0
 TWO_HOURS_LATER = whenever.Instant.from_utc(2026, 1, 1, 2)

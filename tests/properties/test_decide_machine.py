@@ -55,7 +55,8 @@ from streamline_trio._core.happenings import (
 )
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import SETTLED
-from tests.properties.laws import check_change, check_state, open_records, waits_on_outside
+from streamline_trio.testing._laws import check_state, open_records, waits_on_outside
+from tests.properties.laws import check_change
 from tests.properties.run_model import Model
 from tests.properties.run_strategies import (
     asks,

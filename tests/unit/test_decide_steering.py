@@ -155,6 +155,14 @@ def test_rewinding_to_a_later_step_is_refused():
     assert story.run is before
 
 
+def test_rewinding_does_not_undo_a_cancellation_whose_holder_died():
+    """An acknowledged cancellation is not lost: the run can only be cancelled now."""
+    story = Story("ab").does(CancelAsked())
+    with pytest.raises(InvalidState, match="being cancelled"):
+        story.does(Rewound(to="a", lease_dead=True))
+    assert story.takes_over().status == "cancelled"
+
+
 def test_rewinding_a_run_that_never_began():
     """Regression: failed by its deadline before its first step, it could be sent to any step."""
     story = Story(plan_of("ab", timeout=10.0), draft=True).later(10).claims()

@@ -94,7 +94,7 @@ class Machinery:
                     continue
                 except LeaseLost:
                     if driver.writer.is_held:
-                        raise
+                        raise  # the happening names another lease
                     continue
             run = await self._act_on_stored(run_id, happening)
             if run is not None:

@@ -100,8 +100,8 @@ async def open_engine(
 
 
 def _only(group: BaseException) -> BaseException:
-    """The one error in a group, or the group."""
-    leaves = list(leaves_of(group))
+    """The one error in a group (cancellation that came beside it goes with it), or the group."""
+    leaves = [leaf for leaf in leaves_of(group) if not isinstance(leaf, trio.Cancelled)]
     return leaves[0] if len(leaves) == 1 else group
 
 

@@ -15,8 +15,8 @@ from typing import Literal
 import msgspec
 import trio
 
-from streamline_trio._core.errors import StoreUnavailable, StreamlineError
-from streamline_trio._core.store import Applied, PutSide, Route
+from streamline_trio._core.errors import StoreUnavailable
+from streamline_trio._core.store import Applied, Failed, PutSide, Route
 from streamline_trio._runtime.services import Services
 
 WORKERS = "worker"
@@ -92,6 +92,11 @@ class Worker:
             return self._id
 
     async def _enlist(self) -> None:
+        """Under a fresh id; under another one if so long went by that it was declared dead meanwhile."""
+        while not await self._try_enlist():
+            self._services.logger.warning("a worker id was declared dead before it was in use: another is taken")
+
+    async def _try_enlist(self) -> bool:
         services = self._services
         worker_id = services.chance.worker_id()
         self._started_at = services.clock.now()
@@ -103,10 +108,14 @@ class Worker:
             await self._release(worker_id)
             raise
         if not isinstance(verdict, Applied):
-            raise StreamlineError(f"worker id {worker_id} is in use")
+            await self._release(worker_id)
+            if isinstance(verdict, Failed):
+                raise verdict.error
+            return False
         self._beat = 1
         self._renewed(sent)
         self._id = worker_id
+        return True
 
     def _renewed(self, sent: float) -> None:
         lease = self._services.options.lease

@@ -124,11 +124,18 @@ class RunWriter:
         self._services.committer.post(update, lambda outcome: self._settle(outcome, run, decisions), rows)
 
     def _decide(self, entries: list[_Entry]) -> list[Decision]:
-        """Decide one happening on the result of the other; one that is refused fails alone."""
+        """Decide one happening on the result of the other; one that is refused fails alone.
+
+        Up to the one that gives the run back: what comes after that is not the holder's to decide.
+        """
         decisions: list[Decision] = []
         run = self.run
         commit, now = self._services.chance.commit_id(), self._services.clock.now()
-        for entry in entries:
+        for place, entry in enumerate(entries):
+            if run.head.lease is None:
+                self._pending = entries[place:]
+                del entries[place:]
+                break
             try:
                 decision = decide(run, entry.happening, self.plan, now, commit)
             except StreamlineError as error:

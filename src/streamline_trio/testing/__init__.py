@@ -8,11 +8,17 @@ from streamline_trio.testing._mishaps import CrashAt, DeliverTwice, FailCall, Lo
 from streamline_trio.testing._play import MishapMissed, parked, play, sweep
 from streamline_trio.testing._stage import crash_here, lose_lease_here, open_stage
 from streamline_trio.testing._time import run
+from streamline_trio.testing._world import World
+from streamline_trio.testing._world_choices import Chooser
+from streamline_trio.testing._world_run import SimulationFailed, replay, simulate
+from streamline_trio.testing._world_scenario import Scenario, Start
+from streamline_trio.testing._world_summary import Summary
 from streamline_trio.testing._wrapped_store import WrappedStore
 from streamline_trio.testing.conformance import conformance_tests
 
 __all__ = [
     "Asked",
+    "Chooser",
     "CrashAt",
     "DeliverTwice",
     "FailCall",
@@ -22,7 +28,12 @@ __all__ = [
     "Mishap",
     "MishapMissed",
     "NotGiven",
+    "Scenario",
+    "SimulationFailed",
+    "Start",
+    "Summary",
     "WentTo",
+    "World",
     "WrappedStore",
     "conformance_tests",
     "crash",
@@ -31,6 +42,8 @@ __all__ = [
     "open_stage",
     "parked",
     "play",
+    "replay",
     "run",
+    "simulate",
     "sweep",
 ]

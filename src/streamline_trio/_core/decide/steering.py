@@ -103,6 +103,8 @@ def _require_rewindable(turn: Turn, happening: Rewound, target: int) -> None:
         raise turn.invalid(
             "rewind", "a step is running: pause it and wait for the step to end", "done", "failed", "waiting"
         )
+    if turn.lease is not None and turn.cancel_requested:
+        raise turn.invalid("rewind", "it is being cancelled", "done", "failed", "waiting")
     reached = _reached(turn)
     if turn.status != "done" and _is_known(turn, reached) and turn.plan.index(reached) < target:
         raise turn.invalid("rewind", f"it has not reached step {happening.to}", *allowed)

@@ -1,0 +1,159 @@
+"""What must be true of every stored version of a run, and of every two that follow each other.
+
+Said without a look at how the engine does it; an `AssertionError` says which law is broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from streamline_trio._core.codec import join, split
+from streamline_trio._core.documents import KEPT_COMMITS, Record, RunDoc, open_tokens
+from streamline_trio._core.plan import Plan
+from streamline_trio._core.status import ACTIVE, SETTLED
+
+
+def check_state(run: RunDoc, plan: Plan) -> None:
+    """The laws of one stored version."""
+    _check_codec(run)
+    _check_lease(run)
+    _check_due(run)
+    _check_rest(run)
+    _check_steps(run, plan)
+    _check_waits(run)
+    _check_marks(run)
+
+
+def can_move_by_itself(run: RunDoc) -> bool:
+    """Whether time alone brings it on, if workers live: not settled, not paused, no wait without an end."""
+    if run.head.status in SETTLED or run.head.paused:
+        return False
+    return not waits_on_outside(run)
+
+
+def waits_on_outside(run: RunDoc) -> bool:
+    """Parked on waits that no time ends, with no deadline of its own."""
+    step = run.step(run.head.current_step or "")
+    if run.head.status != "waiting" or step.status != "waiting" or run.head.deadline is not None:
+        return False
+    return all(record.due_at is None for record in open_records(run))
+
+
+def open_records(run: RunDoc) -> list[Record]:
+    return [record for record in run.records.values() if record.outcome is None]
+
+
+def _check_codec(run: RunDoc) -> None:
+    assert join(split(run), run.id) == run, "what is read does not equal what was written"
+
+
+def _check_lease(run: RunDoc) -> None:
+    head = run.head
+    assert not head.attention or head.lease is not None, "attention is asked of nobody"
+    if head.lease is None:
+        return
+    assert head.status == "running", "leased without running"
+    assert run.step(head.current_step or "").status == "running", "leased without a running step"
+    assert head.lease.fence == head.fence >= 1
+    assert head.due_at is None, "leased and due"
+
+
+def _check_due(run: RunDoc) -> None:
+    """`due_at`, once more: when a worker can bring the run on."""
+    head = run.head
+    if head.lease is not None or head.status in SETTLED:
+        assert head.due_at is None
+        return
+    reasons = [] if head.deadline is None else [head.deadline]
+    if not head.paused:
+        step = run.step(head.current_step or "")
+        if head.status == "draft":
+            reasons.append(0 if head.start_at is None else head.start_at)
+        elif head.status == "running":
+            assert head.ready_at is not None, "ready since never"
+            reasons.append(0)
+        elif step.status == "pending":
+            assert step.retry_at is not None, "waits for a retry that never comes"
+            reasons.append(step.retry_at)
+        else:
+            reasons += [record.due_at for record in open_records(run) if record.due_at is not None]
+    assert head.due_at == min(reasons, default=None)
+    if can_move_by_itself(run):
+        assert head.due_at is not None, "nobody would ever look at a run that could go on"
+
+
+def _check_rest(run: RunDoc) -> None:
+    head = run.head
+    assert (head.ended_at is not None) == (head.status in SETTLED)
+    assert (head.error is not None) == (head.status == "failed")
+    assert not head.dead_lettered or head.status == "failed"
+    if head.status in SETTLED:
+        assert not head.paused
+        assert head.ready_at is None
+        assert not open_records(run), "a settled run waits"
+    if head.status == "done":
+        assert head.current_step is None
+        assert not run.records
+    if head.status == "draft":
+        assert (head.current_step, head.started_at, head.fence) == (None, None, 0)
+        assert not run.steps
+
+
+def _check_steps(run: RunDoc, plan: Plan) -> None:
+    head = run.head
+    for step_id, step in run.steps.items():
+        policy = plan.step(step_id).retry
+        assert step.failures <= policy.attempts, "more failures than the limit"
+        assert step.status == "skipped" or step.failures <= step.attempts
+        assert step.status not in {"running", "waiting"} or step_id == head.current_step
+        assert step.status not in {"running", "waiting"} or head.status in ACTIVE, "a settled run's step goes on"
+        assert (step.retry_at is not None) <= (step.status == "pending" and head.status == "waiting")
+        assert (step.status == "done") == (step.output is not None)
+        assert (step.status == "failed") <= (step.error is not None and step.ended_at is not None)
+        assert (step.status in {"done", "skipped"}) <= (step.ended_at is not None)
+    positions = [step.position for step in run.steps.values() if step.status == "done"]
+    assert len(set(positions)) == len(positions), "two steps finished at once"
+    assert all(0 < position <= head.finished for position in positions)
+    last = max(positions, default=None)
+    told = None if head.output_step is None else run.steps[head.output_step].position
+    assert told == last, "the run's output is not that of the step that finished last"
+    assert all(key.partition("/")[0] in run.steps for key in run.checkpoints)
+
+
+def _check_waits(run: RunDoc) -> None:
+    head = run.head
+    tokens = open_tokens(run)
+    assert len(set(tokens)) == len(tokens), "two open waits share a token"
+    assert all(not record.tokens for record in run.records.values() if record.outcome is not None)
+    if head.status == "waiting":
+        step = run.step(head.current_step or "")
+        assert step.status in {"pending", "waiting"}
+        assert step.retry_at is not None or open_records(run), "parked on nothing"
+    if run.records and head.status in ACTIVE:
+        assert head.current_step is not None
+    assert [*run.inbox] == sorted(run.inbox), "the inbox is not in order of arrival"
+
+
+def _check_marks(run: RunDoc) -> None:
+    head = run.head
+    assert len(set(head.commits)) == len(head.commits) <= KEPT_COMMITS
+    assert head.cancel_requested <= (head.lease is not None or head.status in SETTLED)
+    assert (head.pause_reason is not None) <= head.paused
+
+
+def check_growth(before: RunDoc, after: RunDoc) -> None:
+    old, new = before.head, after.head
+    assert new.revision == old.revision + 1, "the revision did not grow by one"
+    assert new.updated_at >= old.updated_at, "the time of the last change went back"
+    taken = new.lease is not None and new.lease != old.lease
+    assert new.fence == old.fence + taken, "the fence grows by claims and by nothing else"
+    assert after.origin == before.origin, "the origin was changed"
+
+
+def leads(table: Mapping[Any, frozenset[Any]], source: str, target: str) -> bool:
+    """In at most three hops, as many as one write carries a step over (done, pending, running, failed)."""
+    reached = {source}
+    for _ in range(3):
+        reached |= {after for at in reached for after in table[at]}
+    return target in reached

@@ -1,0 +1,281 @@
+"""What must hold of every run, seen from three sides: stored documents, calls of handlers, published events."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, NamedTuple
+
+import trio
+import trio.testing
+
+from streamline_trio._core.documents import Record, RunDoc, active_key
+from streamline_trio._core.plan import Plan
+from streamline_trio._core.status import FINISHED_STEP, SETTLED
+from streamline_trio._core.store import Applied, Delete, Insert, PutSide, Update, Write
+from streamline_trio._runtime.context import StepContext
+from streamline_trio._runtime.driver import Driver
+from streamline_trio._runtime.engine import Engine
+from streamline_trio.testing._laws import check_growth, check_state
+from streamline_trio.testing._wrapped_store import Act, WrappedStore
+
+
+class Entry(NamedTuple):
+    """One call of a handler."""
+
+    run: str
+    step: str
+    generation: int
+    attempt: int
+    fence: int
+    finished_before: bool
+
+
+class Body:
+    """A handler that is running now."""
+
+    __slots__ = ("driver", "entry")
+
+    def __init__(self, entry: Entry, driver: Driver) -> None:
+        self.entry: Entry = entry
+        self.driver: Driver = driver
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its process lives and has not given the run up: it may still be unwinding."""
+        gone = getattr(self.driver.services.store, "is_gone", False)
+        return not gone and self.driver.abort_reason != "lost"
+
+
+class Witness(WrappedStore):
+    """Around a store that survives: keeps every version of every run, and what handlers and listeners saw.
+
+    What must never happen is gathered in `wrong`, since an assertion inside the engine would be its business.
+    """
+
+    def __init__(self, inner: Any, *, limit: int = 3, plans: Mapping[str, Plan] | None = None) -> None:
+        super().__init__(inner)
+        self.limit: int = limit
+        self.plans: Mapping[str, Plan] = plans or {}
+        self.versions: dict[str, list[RunDoc]] = {}
+        self.deleted: set[str] = set()
+        self.entries: list[Entry] = []
+        self.effects: list[tuple[Any, ...]] = []
+        self.wrong: list[str] = []
+        self.revived: set[str] = set()
+        self.events: defaultdict[str, list[Any]] = defaultdict(list)
+        self.hops: Counter[tuple[str, str]] = Counter()
+        self.arrived: Counter[tuple[str, bytes]] = Counter()
+        """How often each payload from outside was accepted by a run: it answered a wait, or was kept."""
+        self._inside: defaultdict[str, list[Body]] = defaultdict(list)
+        self._keys: dict[str, str] = {}
+
+    # --- documents -----------------------------------------------------------------------------------------
+
+    async def around(self, name: str, args: tuple[Any, ...], act: Act) -> Any:
+        reply = await act()
+        if name == "write":
+            for write, verdict in zip(args[0], reply, strict=True):
+                if isinstance(verdict, Applied):
+                    self._applied(write)
+        return reply
+
+    def _applied(self, write: Write) -> None:
+        if isinstance(write, Insert | Update):
+            self._stored(write)
+        elif isinstance(write, Delete):
+            self._deleted(write.run_id)
+        elif isinstance(write, PutSide):
+            self.hops["", write.kind] += 1
+
+    def _deleted(self, run_id: str) -> None:
+        self.deleted.add(run_id)
+        if self.run(run_id).head.status not in SETTLED:
+            self.wrong.append(f"{run_id}: was deleted though it had not settled")
+
+    def _stored(self, write: Insert | Update) -> None:
+        after = write.run if isinstance(write, Insert) else write.after
+        versions = self.versions.setdefault(after.id, [])
+        before = versions[-1] if versions else None
+        if isinstance(write, Update) and write.before != before:
+            self.wrong.append(f"{after.id}: revision {after.head.revision} was decided on what was not stored")
+        if after.id in self.deleted:
+            self.wrong.append(f"{after.id}: was written after it was deleted")
+        if before is not None:
+            self._compare(before, after)
+        self.hops["" if before is None else before.head.status, after.head.status] += 1
+        self._follow_messages(before, after)
+        self._check_key(after)
+        for step_id, step in after.steps.items():
+            if step.failures > self.limit:
+                self.wrong.append(f"{after.id}: step {step_id} failed {step.failures} times")
+        plan = self.plans.get(after.origin.workflow)
+        if plan is not None:
+            self._judge(lambda: check_state(after, plan), after)
+        versions.append(after)
+
+    def _judge(self, law: Callable[[], None], run: RunDoc) -> None:
+        try:
+            law()
+        except AssertionError as error:
+            self.wrong.append(
+                f"{run.id} revision {run.head.revision}: {str(error) or 'a law of stored runs is broken'}"
+            )
+
+    def _compare(self, before: RunDoc, after: RunDoc) -> None:
+        old, new = before.head, after.head
+        if new.revision != old.revision + 1:
+            self.wrong.append(f"{after.id}: revision {old.revision} was followed by {new.revision}")
+        if new.fence < old.fence or (new.lease is not None and new.lease.fence != new.fence):
+            self.wrong.append(f"{after.id}: fence {old.fence} was followed by {new.fence}, lease {new.lease}")
+        if old.lease is not None and new.lease is not None and old.lease != new.lease and new.fence <= old.fence:
+            self.wrong.append(f"{after.id}: another lease under the same fence")
+        if old.status in SETTLED and new.status != old.status and after.id not in self.revived:
+            self.wrong.append(f"{after.id}: went from {old.status} to {new.status}")
+        if old.cancel_requested and old.status not in SETTLED and new.status == "done":
+            self.wrong.append(f"{after.id}: is done though it was being cancelled")
+        self._compare_parts(before, after)
+        self._judge(lambda: check_growth(before, after), after)
+
+    def _compare_parts(self, before: RunDoc, after: RunDoc) -> None:
+        for step_id, step in before.steps.items():
+            then = after.step(step_id)
+            if step.status in FINISHED_STEP and then.generation == step.generation and then != step:
+                self.wrong.append(f"{after.id}: step {step_id} had finished and was changed")
+        for step_id, step in after.steps.items():
+            if before.head.paused and after.head.paused and step.attempts > before.step(step_id).attempts:
+                self.wrong.append(f"{after.id}: step {step_id} began while the run was paused")
+        for key, record in before.records.items():
+            kept = after.records.get(key, record)
+            same = kept.outcome and (kept.ask, kept.opened_at) == (record.ask, record.opened_at)
+            if record.outcome and same and (kept.outcome, kept.value) != (record.outcome, record.value):
+                self.wrong.append(f"{after.id}: the outcome of {key} was replaced")
+
+    def _follow_messages(self, before: RunDoc | None, after: RunDoc) -> None:
+        """No message leaves the inbox but to answer a wait, each one wait."""
+        old_inbox = {} if before is None else before.inbox
+        taken = [record.value for record in _answered(before, after) if record.value is not None]
+        left = [message.payload for number, message in old_inbox.items() if number not in after.inbox]
+        for value in left:
+            if value not in taken:
+                self.wrong.append(f"{after.id}: a signal left the inbox and answered nothing")
+        came = [message.payload for number, message in after.inbox.items() if number not in old_inbox]
+        for value in [*came, *(value for value in taken if value not in left)]:
+            self.arrived[after.id, value] += 1
+
+    def _check_key(self, after: RunDoc) -> None:
+        """One active run per idempotency key."""
+        key = active_key(after)
+        if key is None:
+            return
+        holder = self._keys.get(key, after.id)
+        if holder != after.id and active_key(self.run(holder)) == key and holder not in self.deleted:
+            self.wrong.append(f"{after.id} and {holder} are active with one idempotency key")
+        self._keys[key] = after.id
+
+    def run(self, run_id: str) -> RunDoc:
+        """The newest version."""
+        return self.versions[run_id][-1]
+
+    # --- handlers ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def inside(self, ctx: StepContext[Any, Any]) -> Generator[Body]:
+        """Around the body of a handler."""
+        driver: Driver = ctx._driver  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - shipped with it
+        run = driver.run
+        step = run.step(ctx.step_id)
+        stored = self.run(run.id).step(ctx.step_id)
+        over = stored.status in FINISHED_STEP and stored.generation == step.generation
+        entry = Entry(run.id, ctx.step_id, step.generation, step.attempts, run.head.fence, over)
+        body = Body(entry, driver)
+        if over:
+            self.wrong.append(f"a finished step was called again: {entry}")
+        others = self._inside[run.id]
+        self.wrong += [f"two bodies at once: {one.entry} and {entry}" for one in others if one.is_live]
+        self.entries.append(entry)
+        others.append(body)
+        try:
+            yield body
+        finally:
+            others.remove(body)
+
+    def effect(self, ctx: StepContext[Any, Any], *what: Any) -> None:
+        """Something that a handler did to the world."""
+        self.effects.append((ctx.run_id, ctx.step_id, *what))
+
+    # --- events --------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def listening(self, engine: Engine) -> AsyncGenerator[None]:
+        """Keep what the engine publishes while the block lasts."""
+        async with trio.open_nursery() as nursery, engine.events() as events:
+            hear = self.listener()
+
+            async def listen() -> None:
+                async for event in events:
+                    hear(event)
+
+            nursery.start_soon(listen)
+            try:
+                yield
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+
+    def listener(self) -> Callable[[Any], None]:
+        """What one engine's listener calls with each event."""
+        last: dict[str, int] = {}
+
+        def hear(event: Any) -> None:
+            self.heard(event)
+            if not event.revision:
+                return
+            if event.revision < last.get(event.run_id, 0):
+                self.wrong.append(f"{event.name} of revision {event.revision} came after later ones")
+            last[event.run_id] = event.revision
+
+        return hear
+
+    def heard(self, event: Any) -> None:
+        """Check one event against what is stored by now."""
+        if not event.revision:
+            return
+        versions = self.versions.get(event.run_id, [])
+        version = next((run for run in versions if run.head.revision == event.revision), None)
+        if version is None:
+            self.wrong.append(f"{event.name} of revision {event.revision} is of no commit")
+        elif (holds := _TRUE_OF.get(event.name)) is not None and not holds(version, event):
+            self.wrong.append(f"{event.name} of revision {event.revision} is not so")
+        heard = self.events[event.run_id]
+        if event.name not in {"step.progress", "step.stream"} and event in heard:
+            self.wrong.append(f"{event.name} of revision {event.revision} came twice")
+        heard.append(event)
+
+    def check(self) -> None:
+        """Nothing of what must never happen has happened."""
+        assert not self.wrong, "\n".join(self.wrong)
+
+
+def _answered(before: RunDoc | None, after: RunDoc) -> list[Record]:
+    """The waits that this change gave a value."""
+    old = {} if before is None else before.records
+    return [
+        record
+        for key, record in after.records.items()
+        if record.outcome in {"value", "fired"}
+        and (key not in old or old[key].outcome is None or old[key].opened_at != record.opened_at)
+    ]
+
+
+_TRUE_OF: dict[str, Callable[[RunDoc, Any], bool]] = {
+    "workflow.completed": lambda run, _event: run.head.status == "done",
+    "workflow.failed": lambda run, _event: run.head.status == "failed",
+    "workflow.cancelled": lambda run, _event: run.head.status == "cancelled",
+    "workflow.waiting": lambda run, _event: run.head.status == "waiting",
+    "workflow.dead_lettered": lambda run, _event: run.head.dead_lettered,
+    "step.completed": lambda run, event: run.step(event.step).status == "done",
+    "step.started": lambda run, event: run.step(event.step).attempts >= event.attempt,
+}

@@ -1,0 +1,305 @@
+"""A simulated world: workers in one `trio.run` whose every store call is parked, and a director who chooses.
+
+The director acts whenever every task is blocked: it lets a parked call go on (or fail, or take effect without
+an answer), moves time, kills, freezes and opens workers, sets their clocks wrong, and lets clients act. When
+its moves are used up the faults stop, time runs, the outside answers what is still waited for, and everything
+must come to rest.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import trio
+import trio.testing
+
+from streamline_trio._core.definition import Workflow
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.durations import instant_millis
+from streamline_trio._core.status import SETTLED
+from streamline_trio._runtime.clock import Chance, VirtualClock
+from streamline_trio.stores.memory import MemoryStore
+from streamline_trio.testing._time import START
+from streamline_trio.testing._witness import Witness
+from streamline_trio.testing._world_choices import Chooser
+from streamline_trio.testing._world_clients import Clients, judge, judge_broadcasts
+from streamline_trio.testing._world_director import Director
+from streamline_trio.testing._world_gate import Call, Gate, GatedStore
+from streamline_trio.testing._world_node import Node, SkewedClock, observed
+from streamline_trio.testing._world_scenario import Scenario
+from streamline_trio.testing._world_summary import Summary
+
+_LONGEST_CALM = 3_000
+_LONG = 60.0
+_LONGEST_LEAVE = 300.0
+
+
+class World:
+    """One schedule of one scenario. What went wrong is in `wrong`, what happened in `lines()`."""
+
+    def __init__(
+        self,
+        make: Callable[[Chooser], Scenario],
+        chooser: Chooser,
+        *,
+        around_store: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.chooser: Chooser = chooser
+        self.summary: Summary = Summary()
+        self.noise: int = chooser.below(1 << 16)
+        self.scenario: Scenario = make(chooser)
+        store = MemoryStore(exclusive=False)
+        self.witness: Witness = Witness(store if around_store is None else around_store(store), limit=1000)
+        self.workflows: list[Workflow[Any, Any]] = [
+            observed(workflow, self.witness) for workflow in self.scenario.workflows
+        ]
+        self.witness.plans = {workflow.id: workflow.plan for workflow in self.workflows}
+        self.gate: Gate = Gate(self._told)
+        self.nodes: list[Node] = []
+        self.asking: dict[int, trio.CancelScope] = {}
+        self.clients: Clients = Clients(self)
+        self.clock: trio.testing.MockClock = trio.testing.MockClock()
+        self._notes: list[tuple[float, str, str, tuple[Any, ...]]] = []
+        self._nursery: trio.Nursery | None = None
+        self._right_time: VirtualClock | None = None
+        self._options: dict[str, Any] = {
+            "lease": self.scenario.lease,
+            "poll_interval": self.scenario.poll_interval,
+            "max_recoveries": self.scenario.max_recoveries,
+        }
+        self._locks = not chooser.one_in(3)
+        self._hints = not chooser.one_in(3)
+        self._rough_start = chooser.one_in(4)
+        self._first_nodes = 1 + chooser.below(2)
+        self._capacity = chooser.one_of((1000, 1000, 2, 1))
+        self._drain = chooser.one_of((2.0, 0.0, 10.0))
+
+    @property
+    def wrong(self) -> list[str]:
+        """The laws that were broken."""
+        return self.witness.wrong
+
+    def run(self) -> None:
+        """Play the whole schedule."""
+        self.scenario.begin(self)
+        with _deterministic_trio(self.noise):
+            trio.run(self._main, clock=self.clock)
+        if not self.wrong:
+            self._judge_settled()
+        self._sum_up()
+
+    def lines(self) -> list[str]:
+        """The schedule, a line for each thing that happened."""
+        return [
+            f"{number:4} t=+{at:.2f}s {who:3} {text.format(*args)}"
+            for number, (at, who, text, args) in enumerate(self._notes, 1)
+        ]
+
+    def note(self, who: str, text: str, *args: Any) -> None:
+        """Tell of something, formatted only when it is read."""
+        self._notes.append((trio.current_time(), who, text, args))
+
+    def _told(self, call: Call, what: str) -> None:
+        if self.gate.is_open:
+            self.note(call.node, "call {}: {}: {}", call.number, call, what)
+        else:
+            self.note(call.node, "    call {}: {}", call.number, what)
+
+    # --- playing -------------------------------------------------------------------------------------------
+
+    async def _main(self) -> None:
+        self._right_time = VirtualClock(instant_millis(START, what="start"), self.clock)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                await self._begin()
+                director = Director(self)
+                await director.direct()
+                self.summary.longest = director.moves
+                if not self.wrong:
+                    await self._calm()
+            except Exception as error:  # noqa: BLE001 - told like every other finding, with the schedule
+                self.wrong.append(f"the world ended with {error!r}")
+            await self._end()
+
+    async def _begin(self) -> None:
+        """The first workers, mostly open and past their first look before anything goes wrong."""
+        self.gate.is_open = not self._rough_start
+        for _ in range(self._first_nodes):
+            self.open_node()
+            await trio.testing.wait_all_tasks_blocked()
+        self.gate.is_open = False
+
+    def open_node(self) -> Node:
+        """One more worker."""
+        assert self._nursery is not None
+        assert self._right_time is not None
+        name = f"w{len(self.nodes) + 1}"
+        store = GatedStore(self.witness, self.gate, name, locks=self._locks, hints=self._hints)
+        options = {**self._options, "max_concurrent_runs": self._capacity, "drain_timeout": self._drain}
+        node = Node(name, store, self.workflows, self.witness, clock=SkewedClock(self._right_time), options=options)
+        self.nodes.append(node)
+        self.note(name, "opens")
+        self._nursery.start_soon(node.live, Chance(self.noise * 1000 + len(self.nodes)))
+        return node
+
+    async def kill(self, node: Node) -> None:
+        """A worker's process is gone."""
+        assert self._nursery is not None
+        await node.die()
+        self._nursery.start_soon(node.vanish)
+
+    # --- coming to rest ------------------------------------------------------------------------------------
+
+    async def _calm(self) -> None:
+        """No more faults: everything comes to rest, and what waits on the outside is answered."""
+        self.note("", "the faults stop")
+        for node in self.nodes:
+            node.is_frozen, node.clock.skew = False, 0
+        self.gate.open()
+        self.clock.autojump_threshold = 0
+        while not any(node.state == "open" for node in self.nodes):
+            if not any(node.state == "opening" for node in self.nodes):
+                self.open_node()
+            await trio.sleep(1)
+        await self._claim_all()
+        await self._settle_all()
+        self.wrong.extend(judge_broadcasts(self))
+
+    async def _claim_all(self) -> None:
+        """Whatever could go on when the faults stopped has gone on after two leases and polls."""
+        stuck = self._movable()
+        await trio.sleep(2 * (self.scenario.lease + self.scenario.poll_interval))
+        if self._capacity < len(self.clients.book.started):
+            return
+        for run_id, revision in stuck.items():
+            run = self.witness.run(run_id)
+            if run_id not in self.witness.deleted and run.head.revision == revision and not self._is_held(run):
+                self.wrong.append(f"{run_id}: nobody went on with it within two leases of the last fault")
+
+    def _movable(self) -> dict[str, int]:
+        runs = [self.witness.run(run_id) for run_id in self.witness.versions]
+        return {run.id: run.head.revision for run in runs if self._is_due(run)}
+
+    def _is_due(self, run: RunDoc) -> bool:
+        assert self._right_time is not None
+        head = run.head
+        if head.lease is not None:
+            return not self._is_held(run)
+        return head.due_at is not None and head.due_at <= self._right_time.now()
+
+    def _is_held(self, run: RunDoc) -> bool:
+        """Whether a living worker drives it."""
+        lease = run.head.lease
+        workers = {node.engine.worker_id for node in self.nodes if node.is_alive and node.engine is not None}
+        return lease is not None and lease.worker in workers
+
+    async def _settle_all(self) -> None:
+        """Until every run has settled; the outside helps those that are at rest."""
+        for _ in range(_LONGEST_CALM):
+            left = self._left()
+            if self.wrong or (not left and not self.clients.book.watching):
+                return
+            for run in left:
+                if run.head.lease is None and run.head.due_at is None:
+                    await self._help(run)
+            self._skip_idle(left)
+            await trio.sleep(1)
+        left = self._left()
+        self.wrong.extend(f"{run.id}: does not settle, and is {run.head.status}" for run in left)
+        if not left:
+            self.wrong.append("who waits for runs that have settled is not told")
+
+    def _left(self) -> list[RunDoc]:
+        return [run for run in map(self.witness.run, self.witness.versions) if not self._is_over(run)]
+
+    def _skip_idle(self, left: list[RunDoc]) -> None:
+        """When all that is left sleeps for long, so does the machine: no polls for hours."""
+        assert self._right_time is not None
+        if not left or any(run.head.lease is not None or run.head.due_at is None for run in left):
+            return
+        pause = min(run.head.due_at or 0 for run in left) - self._right_time.now()
+        if pause > 1000 * _LONG:
+            self.clock.jump(pause / 1000)
+
+    def _is_over(self, run: RunDoc) -> bool:
+        return run.id in self.witness.deleted or run.head.status in SETTLED
+
+    async def _help(self, run: RunDoc) -> None:
+        """Do what a run at rest waits for."""
+        node = next((node for node in self.nodes if node.state == "open"), None)
+        if node is None or node.engine is None:
+            return
+        handle, clients = node.engine.run(run.id), self.clients
+        waits = clients.open_waits(run.id)
+        if run.head.paused:
+            await handle.unpause()
+        elif waits and waits[0].kind == "human":
+            await clients.answer(node, run.id, self.scenario.answer(waits[0], self.chooser))
+        elif waits:
+            id = f"s{len(clients.book.signals) + 1}"
+            name = waits[0].signal
+            clients.book.signals[run.id, id] = name, self.scenario.signal(name, self.chooser)
+            await clients.emit(node, run.id, id)
+
+    # --- the end -------------------------------------------------------------------------------------------
+
+    async def _end(self) -> None:
+        """Leave every engine, or end them all when something is wrong already."""
+        self.gate.open()
+        self.clock.autojump_threshold = 0
+        if not self.wrong:
+            for node in self.nodes:
+                node.leave()
+            with trio.move_on_after(_LONGEST_LEAVE):
+                while any(node.is_alive for node in self.nodes):  # noqa: ASYNC110 - time is skipped
+                    await trio.sleep(1)
+        left = [node for node in self.nodes if node.is_alive]
+        if left and not self.wrong:
+            self.wrong.append(f"{', '.join(node.name for node in left)}: leaving does not end")
+        for node in left:
+            await self.kill(node)
+
+    def _judge_settled(self) -> None:
+        for run_id in self.witness.versions:
+            if self.witness.run(run_id).head.lease is not None and run_id not in self.witness.deleted:
+                self.wrong.append(f"{run_id}: is leased though every engine was left")
+        self.wrong.extend(judge(self))
+        try:
+            self.scenario.check(self)
+        except AssertionError as error:
+            self.wrong.append(str(error) or "the check of the scenario failed")
+
+    def _sum_up(self) -> None:
+        summary, witness = self.summary, self.witness
+        summary.count("in all", "schedules")
+        summary.count("in all", "store calls", self.gate.calls)
+        for (before, after), times in witness.hops.items():
+            kind = (
+                "transitions" if before or after in SETTLED or after in {"draft", "running"} else "side documents"
+            )
+            summary.count(kind, f"{before or 'new'} -> {after}", times)
+        for run_id in witness.versions:
+            head = witness.run(run_id).head
+            summary.count("runs", head.status + (" (dead letter)" if head.dead_lettered else ""))
+            summary.count("in all", "take-overs", head.recoveries)
+        for events in witness.events.values():
+            for event in events:
+                summary.count("events", event.name)
+
+
+@contextmanager
+def _deterministic_trio(noise: int) -> Generator[None]:
+    """Let the order of trio's tasks follow from a number alone."""
+    run: Any = importlib.import_module("trio._core._run")  # trio has no public way
+    before, state = run._ALLOW_DETERMINISTIC_SCHEDULING, run._r.getstate()  # noqa: SLF001
+    run._ALLOW_DETERMINISTIC_SCHEDULING = True  # noqa: SLF001
+    run._r.seed(noise)  # noqa: SLF001
+    try:
+        yield
+    finally:
+        run._ALLOW_DETERMINISTIC_SCHEDULING = before  # noqa: SLF001
+        run._r.setstate(state)  # noqa: SLF001

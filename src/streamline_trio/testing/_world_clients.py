@@ -1,0 +1,376 @@
+"""The clients of a simulated world, and the book of what they asked and what was acknowledged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from streamline_trio._core import payload as payloads
+from streamline_trio._core.documents import Record, RunDoc
+from streamline_trio._core.errors import InvalidState, RunNotFound, StepNotFound, StoreUnavailable, TokenInvalid
+from streamline_trio._core.status import SETTLED
+from streamline_trio.testing._world_node import Node
+from streamline_trio.testing._world_scenario import Start
+
+if TYPE_CHECKING:
+    from streamline_trio.testing._world import World
+
+REFUSALS = (InvalidState, RunNotFound, StepNotFound, TokenInvalid)
+Payload = tuple[str, bytes]
+
+
+class Book:
+    """Who asked for what, and what was acknowledged."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        """Ids under which runs were asked to start, applied or not."""
+        self.acknowledged_starts: set[str] = set()
+        self.key_holders: list[tuple[str, str]] = []
+        self.issued: Counter[Payload] = Counter()
+        self.acknowledged: Counter[Payload] = Counter()
+        self.signals: dict[tuple[str | None, str], tuple[str, Any]] = {}
+        """Name and payload of each signal by its target and id."""
+        self.acknowledged_signals: set[tuple[str | None, str]] = set()
+        self.broadcasts: list[tuple[str, dict[str, int]]] = []
+        """Each acknowledged broadcast, with the revisions of the runs when it was asked for."""
+        self.issued_to_all: Counter[bytes] = Counter()
+        self.cancels: set[str] = set()
+        self.doomed: dict[str, int] = {}
+        """Runs that must end cancelled, since the revision at which that was acknowledged."""
+        self.withdrawals: set[str] = set()
+        self.watching: int = 0
+
+
+class Clients:
+    """What clients do; each verb is a coroutine that acts through the engine of a node."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.book: Book = Book()
+        self._asked = 0
+
+    def act(self, node: Node, verb: str) -> None:
+        """Begin to ask for something; what is drawn is drawn now."""
+        chooser = self.world.chooser
+        if verb == "start":
+            self._ask(node, verb, *self._start(node, chooser.one_of(self.world.scenario.starts)))
+            return
+        if verb == "broadcast":
+            self._broadcast(node)
+            return
+        if not self.book.started:
+            return
+        run_id = chooser.one_of(self.book.started)
+        makers: dict[str, Callable[[Node, str], tuple[str, Callable[[], Awaitable[None]]] | None]] = {
+            "answer": self._answer,
+            "token": self._token,
+            "signal": self._signal,
+            "withdraw": self._withdraw,
+            "rewind": self._rewind,
+            "cancel": self._cancel,
+            "watch": self._watch,
+            "delete": self._delete,
+            "look": self._look,
+        }
+        made = makers[verb](node, run_id) if verb in makers else self._plain(node, run_id, verb)
+        if made is not None:
+            self._ask(node, verb, *made)
+
+    def _ask(self, node: Node, verb: str, what: str, act: Callable[[], Awaitable[None]]) -> None:
+        world = self.world
+        self._asked += 1
+        number = self._asked
+        scope = trio.CancelScope()
+
+        async def client() -> None:
+            with scope:
+                outcome = await self._outcome(act)
+                world.summary.count("verbs", f"{verb} {outcome}")
+                world.note(node.name, "client {}: {} is {}", number, verb, outcome)
+            world.asking.pop(number, None)
+
+        if node.ask(client):
+            world.asking[number] = scope
+            world.note(node.name, "client {}: {}", number, what)
+
+    async def _outcome(self, act: Callable[[], Awaitable[None]]) -> str:
+        try:
+            await act()
+        except StoreUnavailable:
+            return "unknown"
+        except REFUSALS as error:
+            return f"refused ({type(error).__name__})"
+        except Exception as error:  # noqa: BLE001 - whatever else a client sees is a finding
+            self.world.witness.wrong.append(f"a client saw {error!r}")
+            return "broken"
+        return "acknowledged"
+
+    # --- starting ------------------------------------------------------------------------------------------
+
+    def _start(self, node: Node, start: Start) -> tuple[str, Callable[[], Awaitable[None]]]:
+        run_id = f"r{len(self.book.started) + 1}"
+        self.book.started.append(run_id)
+        engine = node.engine
+        assert engine is not None
+        key = start.idempotency_key
+
+        async def act() -> None:
+            handle = await engine.start(
+                start.workflow.id,
+                start.input,
+                run_id=run_id,
+                idempotency_key=key,
+                delay=start.delay,
+                priority=start.priority,
+            )
+            self.book.acknowledged_starts.add(handle.id)
+            if key is not None:
+                self.book.key_holders.append((handle.id, key))
+
+        return f"start {run_id} of {start.workflow.id}" + ("" if key is None else f" under key {key}"), act
+
+    # --- answering -----------------------------------------------------------------------------------------
+
+    def open_waits(self, run_id: str) -> list[Record]:
+        """What the run waits for, as it is stored now."""
+        versions = self.world.witness.versions.get(run_id)
+        return [] if not versions else [record for record in versions[-1].records.values() if record.is_open]
+
+    def _answer(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
+        waits = [record for record in self.open_waits(run_id) if record.kind == "human"]
+        if not waits:
+            return None
+        value = self.world.scenario.answer(waits[0], self.world.chooser)
+        return f"answer {run_id} with {value!r}", lambda: self.answer(node, run_id, value)
+
+    async def answer(self, node: Node, run_id: str, value: Any, token: str | None = None) -> None:
+        """Answer the one open wait, or the one of the token."""
+        engine = node.engine
+        assert engine is not None
+        key = run_id, payloads.encode(value, what="answer")
+        self.book.issued[key] += 1
+        if token is None:
+            await engine.run(run_id).resume(value)
+        else:
+            await engine.resume(token, value)
+        self.book.acknowledged[key] += 1
+
+    def _token(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
+        tokens = self.world.scenario.tokens()
+        if not tokens:
+            return None
+        run_id, token = self.world.chooser.one_of(tokens)
+        waits = [record for record in self.open_waits(run_id) if record.kind == "human"]
+        if not waits:
+            return None
+        value = self.world.scenario.answer(waits[0], self.world.chooser)
+        return f"answer {run_id} by token with {value!r}", lambda: self.answer(node, run_id, value, token)
+
+    def _withdraw(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
+        engine = node.engine
+        assert engine is not None
+        if not any(record.kind == "human" for record in self.open_waits(run_id)):
+            return None
+
+        async def act() -> None:
+            self.book.withdrawals.add(run_id)
+            await engine.run(run_id).withdraw("so chosen")
+
+        return f"withdraw what {run_id} waits for", act
+
+    # --- signals -------------------------------------------------------------------------------------------
+
+    def _signal(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
+        return self._emission(node, run_id)
+
+    def _broadcast(self, node: Node) -> None:
+        made = self._emission(node, None)
+        if made is not None:
+            self._ask(node, "broadcast", *made)
+
+    def _emission(self, node: Node, run_id: str | None) -> tuple[str, Callable[[], Awaitable[None]]] | None:
+        scenario, chooser = self.world.scenario, self.world.chooser
+        if not scenario.signals:
+            return None
+        known = [id for target, id in self.book.signals if target == run_id]
+        if known and chooser.one_in(3):
+            id = known[-1]
+            self.world.summary.count("faults", "duplicate signal")
+        else:
+            id = f"s{len(self.book.signals) + 1}"
+            name = chooser.one_of(sorted(scenario.signals))
+            self.book.signals[run_id, id] = name, scenario.signal(name, chooser)
+        name, value = self.book.signals[run_id, id]
+        target = "all" if run_id is None else run_id
+        return f"signal {name} {id} to {target}: {value!r}", lambda: self.emit(node, run_id, id)
+
+    async def emit(self, node: Node, run_id: str | None, id: str) -> None:
+        """Emit a signal of the book."""
+        engine = node.engine
+        assert engine is not None
+        name, value = self.book.signals[run_id, id]
+        stored = payloads.encode(value, what="signal")
+        versions = self.world.witness.versions
+        if run_id is not None and run_id in versions and versions[run_id][-1].head.status in SETTLED:
+            self.world.summary.count("faults", "late signal")
+        before = {other: found[-1].head.revision for other, found in versions.items()}
+        if run_id is None:
+            self.book.issued_to_all[stored] += 1
+        elif (run_id, id) not in self.book.acknowledged_signals:
+            self.book.issued[run_id, stored] += 1
+        await engine.emit(name, value, run=run_id, id=id)
+        if run_id is None:
+            self.book.broadcasts.append((name, before))
+        elif (run_id, id) not in self.book.acknowledged_signals:
+            self.book.acknowledged_signals.add((run_id, id))
+            self.book.acknowledged[run_id, stored] += 1
+
+    # --- steering ------------------------------------------------------------------------------------------
+
+    def _cancel(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]]:
+        engine, witness = node.engine, self.world.witness
+        assert engine is not None
+
+        async def act() -> None:
+            self.book.cancels.add(run_id)
+            await engine.run(run_id).cancel("so chosen")
+            run = witness.run(run_id)
+            if run.head.status not in SETTLED:
+                self.book.doomed.setdefault(run_id, run.head.revision)
+                if not run.head.cancel_requested:
+                    witness.wrong.append(f"{run_id}: a cancellation was acknowledged and is not stored")
+
+        return f"cancel {run_id}", act
+
+    def _rewind(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
+        engine, witness = node.engine, self.world.witness
+        assert engine is not None
+        versions = witness.versions.get(run_id)
+        if not versions or not versions[-1].steps:
+            return None
+        step = self.world.chooser.one_of(list(versions[-1].steps))
+
+        async def act() -> None:
+            witness.revived.add(run_id)
+            await engine.run(run_id).rewind(step)
+
+        return f"rewind {run_id} to {step}", act
+
+    def _plain(self, node: Node, run_id: str, verb: str) -> tuple[str, Callable[[], Awaitable[None]]]:
+        engine = node.engine
+        assert engine is not None
+
+        async def act() -> None:
+            if verb == "retry":
+                self.world.witness.revived.add(run_id)
+            await getattr(engine.run(run_id), verb)()
+
+        return f"{verb} {run_id}", act
+
+    def _delete(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
+        engine = node.engine
+        assert engine is not None
+        run = self.world.witness.versions.get(run_id)
+        if not run or run[-1].head.status not in SETTLED:
+            return None
+        workflow, status = run[-1].origin.workflow, run[-1].head.status
+
+        async def act() -> None:
+            await engine.delete(workflow=workflow, status=status)
+
+        return f"delete {status} runs of {workflow}", act
+
+    # --- reading -------------------------------------------------------------------------------------------
+
+    def _watch(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]]:
+        engine, witness = node.engine, self.world.witness
+        assert engine is not None
+
+        async def act() -> None:
+            self.book.watching += 1
+            try:
+                seen = await engine.run(run_id).wait()
+            finally:
+                self.book.watching -= 1
+            if not any(run.head.status == seen.status for run in witness.versions[run_id]):
+                witness.wrong.append(f"{run_id}: who waited was told {seen.status}, which it never was")
+
+        return f"wait for {run_id}", act
+
+    def _look(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]]:
+        engine, witness = node.engine, self.world.witness
+        assert engine is not None
+
+        async def act() -> None:
+            known = witness.versions.get(run_id, [])
+            before = known[-1].head.revision if known else 0
+            seen = await engine.get(run_id)
+            if seen.revision < before:
+                witness.wrong.append(f"{run_id}: a reader saw revision {seen.revision} after {before}")
+            await engine.run(run_id).logs()
+            await engine.pending()
+
+        return f"look at {run_id}", act
+
+
+def judge(world: World) -> list[str]:
+    """What was acknowledged and is lost, or was done more often than asked; once every run has settled."""
+    book, witness = world.clients.book, world.witness
+    wrong = [
+        f"{run_id}: its start was acknowledged, and it is not stored"
+        for run_id in book.acknowledged_starts
+        if run_id not in witness.versions
+    ]
+    for run_id, key in book.key_holders:
+        if run_id in witness.versions and witness.run(run_id).origin.idempotency_key != key:
+            wrong.append(f"{run_id}: was given to a caller with key {key}, which it does not have")
+    for (run_id, value), times in book.acknowledged.items():
+        came = witness.arrived[run_id, value]
+        if came < times:
+            wrong.append(f"{run_id}: {times} acknowledged {_plain_of(value)!r}, and {came} came")
+    for (run_id, value), came in witness.arrived.items():
+        issued = book.issued[run_id, value] + book.issued_to_all[value]
+        if came > issued:
+            wrong.append(f"{run_id}: {issued} issued {_plain_of(value)!r}, and {came} came")
+    for run_id, revision in book.doomed.items():
+        status = witness.run(run_id).head.status
+        if status != "cancelled":
+            wrong.append(f"{run_id}: its cancellation was acknowledged at revision {revision}, and it is {status}")
+    wrong += [message for run_id in witness.versions for message in _judge_end(world, witness.run(run_id))]
+    return wrong
+
+
+def _judge_end(world: World, run: RunDoc) -> list[str]:
+    head, book = run.head, world.clients.book
+    if head.status == "cancelled" and run.id not in book.cancels:
+        return [f"{run.id}: was cancelled, and nobody asked for it"]
+    if head.status == "failed" and not world.scenario.may_fail(run):
+        assert head.error is not None
+        return [f"{run.id}: must not fail so: {head.error.code} {head.error.message}"]
+    return []
+
+
+def judge_broadcasts(world: World) -> list[str]:
+    """Waits that an acknowledged broadcast has passed by; once faults have stopped and all is swept."""
+    witness = world.witness
+    wrong: list[str] = []
+    for name, before in world.clients.book.broadcasts:
+        for run_id, revision in before.items():
+            opened = next((run for run in witness.versions[run_id] if run.head.revision == revision), None)
+            if opened is None or run_id in witness.deleted:
+                continue
+            now = witness.run(run_id).records
+            for key, record in opened.records.items():
+                still = now.get(key)
+                waited = record.is_open and record.signal == name
+                if waited and still is not None and still.is_open and still.opened_at == record.opened_at:
+                    wrong.append(f"{run_id}: broadcast {name} was acknowledged, and its wait {key} is still open")
+    return wrong
+
+
+def _plain_of(value: bytes) -> Any:
+    return payloads.decoder(Any).decode(value, what="payload")

@@ -1,0 +1,133 @@
+"""The simulated world: what CI plays, and that it can fail, repeat itself and make its findings small."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from streamline_trio._core.status import RUN_TRANSITIONS
+from streamline_trio.testing import Chooser, SimulationFailed, Summary, World, replay, simulate
+from streamline_trio.testing import world as command
+from streamline_trio.testing._world_choices import shrink
+from streamline_trio.testing._world_programs import _KINDS, VERBS, draw_programs
+from tests.simulation.planted import PLANTED
+from tests.simulation.regressions import REGRESSIONS
+
+CHUNKS = 20
+A_CHUNK = 160
+BASE = int(os.environ.get("WORLD_SEED", "0"))  # other schedules than those of CI
+COMMAND = "python -m streamline_trio.testing.world --schedules 1 --seed {seed}"
+
+
+@pytest.mark.deadline(150)
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_no_schedule_breaks_a_law(chunk):
+    """Proves that under these schedules nothing acknowledged is lost and nothing forbidden happens."""
+    summary = simulate(draw_programs, schedules=A_CHUNK, seed=BASE + chunk * A_CHUNK, command=COMMAND)
+    assert summary.of("in all")["schedules"] == A_CHUNK
+
+
+@pytest.mark.deadline(150)
+def test_the_schedules_meet_every_kind_of_fault_verb_operation_and_transition():
+    """Proves that what the schedules of CI are to find is in them: nothing is green because it is not tried."""
+    summary = Summary()
+    summary.add(simulate(draw_programs, schedules=500, seed=BASE))
+    assert {kind for kind, _ in _KINDS} <= set(summary.of("operations"))
+    verbs = {text.partition(" ")[0] for text in summary.of("verbs") if text.endswith("acknowledged")}
+    assert {*VERBS, "start", "signal", "broadcast", "answer", "token"} <= verbs
+    assert {
+        "clock set wrong",
+        "client gives up",
+        "crash while closing",
+        "crash while open",
+        "crash while opening",
+        "crash with its calls carried out",
+        "crash with its calls lost",
+        "fail after",
+        "fail before",
+        "frozen worker",
+        "go, hold the reply",
+        "held call",
+        "lost beat",
+        "more than a lease passes",
+        "worker left",
+        "worker opened",
+    } <= set(summary.of("kinds of faults"))
+    assert {"duplicate signal", "late signal", "fail after: write", "fail before: write"} <= set(
+        summary.of("faults")
+    )
+    possible = {
+        f"{source} -> {target}"
+        for source, targets in RUN_TRANSITIONS.items()
+        for target in targets
+        if not {source, target} & {"compensating", "compensated", "compensation_failed"}
+    }
+    assert possible <= set(summary.of("transitions"))
+    assert {"done", "failed", "cancelled"} <= set(summary.of("runs"))
+    assert summary.of("in all")["take-overs"] > 0
+
+
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_a_schedule_that_once_failed_does_not(name):
+    """Proves that recorded findings stay fixed."""
+    replay(draw_programs, REGRESSIONS[name])
+
+
+@pytest.mark.deadline(150)
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.__name__)
+def test_a_planted_fault_is_found_and_made_small(planted):
+    """Proves that the laws bite: a store with this fault is found out, in a schedule that replays."""
+    with pytest.raises(SimulationFailed) as found:
+        simulate(draw_programs, schedules=400, seed=1, around_store=planted, tries=150)
+    failed = found.value
+    assert failed.wrong
+    assert len(failed.choices) <= failed.found_with
+    with pytest.raises(SimulationFailed) as again:
+        replay(draw_programs, failed.choices, around_store=planted)
+    assert again.value.lines == failed.lines
+
+
+def lines_of(seed):
+    world = World(draw_programs, Chooser.seeded(seed))
+    world.run()
+    return world.lines()
+
+
+def test_a_seed_is_one_schedule():
+    """Proves that a seed, and the record of its choices, say all that happens."""
+    world = World(draw_programs, Chooser.seeded(7))
+    world.run()
+    assert lines_of(7) == world.lines()
+    assert lines_of(8) != world.lines()
+    assert replay(draw_programs, world.chooser.taken).lines() == world.lines()
+
+
+def test_a_seed_is_one_schedule_in_every_process():
+    """Proves that neither hashes of texts nor addresses decide anything."""
+    seeds = [3, 11, 42]
+    imports = "import json; from tests.simulation.test_world import lines_of"
+    program = f"{imports}; print(json.dumps([lines_of(seed) for seed in {seeds}]))"
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": hashes},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for hashes in ("1", "2")
+    ]
+    assert json.loads(told[0]) == json.loads(told[1]) == [lines_of(seed) for seed in seeds]
+
+
+def test_shrinking_leaves_out_and_lowers():
+    """Proves that a record becomes the simplest that still fails."""
+    assert shrink([9, 3, 50, 7, 8], lambda choices: any(choice >= 20 for choice in choices)) == [20]
+
+
+def test_the_command_says_what_was_tried(capsys):
+    """Proves that the search from the command line ends well and with a table."""
+    assert command.main(["--seed", "5", "--schedules", "3"]) == 0
+    assert "schedules" in capsys.readouterr().out
