@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 import trio
 
-from benchmarks.workflows import YEAR, Effect, nap, signing, workflow_of
+from benchmarks.workflows import Effect, nap, signing, workflow_of
 from streamline_trio import MemoryStore, Workflow, open_engine
 from streamline_trio._core.codec import HEAD, split
 from streamline_trio._core.diff import changed
@@ -63,7 +63,7 @@ def _nowhere(_effect: Effect) -> None:
 
 async def claim() -> list[Insert | Update]:
     """A draft, and its claim by a worker."""
-    workflow = workflow_of(1, signing(_nowhere, "", YEAR))
+    workflow = workflow_of(1, signing(_nowhere, "", None))
     store = _Recorder()
     async with open_engine(store, workflow, worker=False) as client:
         await client.start(workflow, None)

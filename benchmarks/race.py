@@ -11,7 +11,7 @@ from benchmarks.load import start_drafts, until, until_done
 from benchmarks.places import Place
 from benchmarks.processes import workers
 from benchmarks.worker import Job, Told
-from benchmarks.workflows import YEAR, Effects, nothing, workflow_of
+from benchmarks.workflows import Effects, nothing, workflow_of
 from streamline_trio import Engine, Run, open_engine
 
 _LOOKS_EVERY = 0.005
@@ -77,7 +77,7 @@ async def grab(place: Place, store: str, *, drafts: int, processes: int) -> Grab
             name=f"worker {number}",
             effects=str(effects.path),
             steps=1,
-            seconds=YEAR,
+            seconds=None,
             capacity=drafts,
         )
         for number in range(processes)

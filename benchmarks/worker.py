@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 from benchmarks.machine import resident_mib
-from benchmarks.workflows import Effects, signing, workflow_of
+from benchmarks.workflows import Effect, Effects, gather, signing, workflow_of
 from streamline_trio import open_engine
 
 
@@ -28,7 +28,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     effects: str
     steps: int
-    seconds: float = 0.0
+    seconds: float | None = 0.0
     capacity: int = 100
 
 
@@ -47,7 +47,9 @@ async def work(job: Job) -> None:
     async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
         words = _words(stdin)
         with effects.open() as write:
-            workflow = workflow_of(job.steps, signing(write, job.name, job.seconds))
+            signed: list[Effect] = []
+            sign = write if job.seconds is not None else signed.append
+            workflow = workflow_of(job.steps, signing(sign, job.name, job.seconds))
             _tell("ready")
             if await anext(words, None) != "go":
                 return
@@ -55,9 +57,13 @@ async def work(job: Job) -> None:
                 job.store, workflow, name=job.name, drain_timeout=1.0, max_concurrent_runs=job.capacity
             ):
                 _tell("open")
-                async for word in words:
-                    await trio.testing.wait_all_tasks_blocked()
-                    _tell(word)
+                async with trio.open_nursery() as nursery:
+                    if job.seconds is None:
+                        nursery.start_soon(gather, write, signed)
+                    async for word in words:
+                        await trio.testing.wait_all_tasks_blocked()
+                        _tell(word)
+                    nursery.cancel_scope.cancel()
 
 
 async def _words(stdin: trio.abc.ReceiveStream) -> AsyncIterator[str]:

@@ -17,6 +17,7 @@ from streamline_trio import StepContext, Workflow
 Handler = Callable[[StepContext[Any, Any]], Coroutine[Any, Any, None]]
 
 YEAR = 365 * 86_400.0
+_GATHERED_EVERY = 0.05
 
 
 class Effect(msgspec.Struct, frozen=True):
@@ -38,6 +39,8 @@ class Effects:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._counted = 0
+        self._read = 0
 
     def read(self) -> list[Effect]:
         """Everything so far; a line that is being written is left out."""
@@ -46,9 +49,15 @@ class Effects:
         return [_decode(line) for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
     async def has(self, count: int) -> bool:
-        """Whether there are so many, without reading them."""
+        """Whether there are so many; looks only at what is new since it was asked last."""
         await trio.lowlevel.checkpoint()
-        return self.path.exists() and self.path.read_bytes().count(b"\n") >= count
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._read)
+                new = file.read()
+            self._read += len(new)
+            self._counted += new.count(b"\n")
+        return self._counted >= count
 
     @contextmanager
     def open(self) -> Iterator[Callable[[Effect], object]]:
@@ -58,6 +67,14 @@ class Effects:
             yield lambda effect: os.write(file, _encode(effect) + b"\n")
         finally:
             os.close(file)
+
+
+async def gather(write: Callable[[Effect], object], effects: list[Effect]) -> None:
+    """Write what handlers have put into the list, now and then: a system call in each would be measured too."""
+    while True:
+        await trio.sleep(_GATHERED_EVERY)
+        while effects:
+            write(effects.pop())
 
 
 def workflow_of(steps: int, handler: Handler) -> Workflow[Any, Any]:
@@ -74,12 +91,14 @@ async def nap(ctx: StepContext[Any, Any]) -> None:
     await ctx.sleep(YEAR)
 
 
-def signing(write: Callable[[Effect], object], worker: str, seconds: float) -> Handler:
-    """A step that takes so long and signs when it was entered and, if it takes time at all, when it was left."""
+def signing(write: Callable[[Effect], object], worker: str, seconds: float | None) -> Handler:
+    """A step that takes so long (None: for ever) and signs when it was entered and, if it takes time, left."""
 
     async def sign(ctx: StepContext[Any, Any]) -> None:
         write(Effect("entered", ctx.run_id, ctx.step_id, worker, time.monotonic()))
-        if seconds:
+        if seconds is None:
+            await trio.sleep_forever()
+        elif seconds:
             await trio.sleep(seconds)
             write(Effect("left", ctx.run_id, ctx.step_id, worker, time.monotonic()))
 
