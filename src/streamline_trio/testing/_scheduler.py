@@ -12,7 +12,7 @@ _scheduler: Any = getattr(getattr(trio, "_core", None), "_run", None)
 
 
 @contextmanager
-def same_order() -> Generator[None]:
+def same_order(seed: int = 0) -> Generator[None]:
     """What runs inside is scheduled the same way each time, so that call number k is always the same call.
 
     Trio shuffles; this goes by the two knobs that it keeps for pytest-trio. Without them nothing is changed.
@@ -23,7 +23,7 @@ def same_order() -> Generator[None]:
         yield
         return
     before = dice.getstate()
-    dice.seed(0)
+    dice.seed(seed)
     _scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # noqa: SLF001 - there is no public knob
     try:
         yield

@@ -8,9 +8,7 @@ must come to rest.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -22,6 +20,7 @@ from streamline_trio._core.durations import instant_millis
 from streamline_trio._core.status import SETTLED
 from streamline_trio._runtime.clock import Chance, VirtualClock
 from streamline_trio.stores.memory import MemoryStore
+from streamline_trio.testing._scheduler import same_order
 from streamline_trio.testing._time import START
 from streamline_trio.testing._witness import Witness
 from streamline_trio.testing._world_choices import Chooser
@@ -85,7 +84,7 @@ class World:
     def run(self) -> None:
         """Play the whole schedule."""
         self.scenario.begin(self)
-        with _deterministic_trio(self.noise):
+        with same_order(self.noise):
             trio.run(self._main, clock=self.clock)
         if not self.wrong:
             self._judge_settled()
@@ -289,17 +288,3 @@ class World:
         for events in witness.events.values():
             for event in events:
                 summary.count("events", event.name)
-
-
-@contextmanager
-def _deterministic_trio(noise: int) -> Generator[None]:
-    """Let the order of trio's tasks follow from a number alone."""
-    run: Any = importlib.import_module("trio._core._run")  # trio has no public way
-    before, state = run._ALLOW_DETERMINISTIC_SCHEDULING, run._r.getstate()  # noqa: SLF001
-    run._ALLOW_DETERMINISTIC_SCHEDULING = True  # noqa: SLF001
-    run._r.seed(noise)  # noqa: SLF001
-    try:
-        yield
-    finally:
-        run._ALLOW_DETERMINISTIC_SCHEDULING = before  # noqa: SLF001
-        run._r.setstate(state)  # noqa: SLF001

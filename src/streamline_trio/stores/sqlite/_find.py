@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.status import SETTLED
-from streamline_trio._core.store import Corrupt, Cursor, RunQuery, SortKey
+from streamline_trio._core.store import Cursor, RunQuery, SortKey
 from streamline_trio.stores._derived import meta_label, tag_label, wanted_meta
 from streamline_trio.stores.sqlite._columns import WAITING_BITS, Value
-from streamline_trio.stores.sqlite._reader import load_or_tell
+from streamline_trio.stores.sqlite._reader import load_many
 
 _EQUAL = ("workflow", "tenant", "user", "parent", "paused", "dead_lettered")
 _BOUNDS = (
@@ -77,8 +77,7 @@ def find(
         if not page:
             break
         after = page[-1]
-        runs = (load_or_tell(connection, entry.run_id) for entry in page)
-        found += [run for run in runs if run is not None and not isinstance(run, Corrupt)]
+        found += [run for run in load_many(connection, [entry.run_id for entry in page]) if run is not None]
     return found
 
 

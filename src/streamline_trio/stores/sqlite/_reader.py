@@ -6,6 +6,7 @@ The statements that must not cost more as runs gather name their index: SQLite f
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
@@ -15,6 +16,7 @@ from streamline_trio._core.errors import DataCorruption
 from streamline_trio._core.status import RUN_STATUSES
 from streamline_trio._core.store import Corrupt, Route, RowKind, SideDoc, Tally
 from streamline_trio.stores._derived import UniqueKey, signal_label
+from streamline_trio.stores.sqlite._statements import PARTS_OF_RUNS, run_all
 
 PARTS = """
     SELECT 'head', head FROM runs WHERE id = ?1 UNION ALL SELECT part, body FROM parts WHERE run_id = ?1
@@ -82,23 +84,31 @@ def load(connection: sqlite3.Connection, run_id: str) -> RunDoc | None:
     return join(parts, run_id) if parts else None
 
 
-def load_many(connection: sqlite3.Connection, run_ids: Iterable[str]) -> list[RunDoc | None]:
+def load_many(connection: sqlite3.Connection, run_ids: Sequence[str]) -> list[RunDoc | None]:
     """The runs in the order asked."""
-    given = (load_or_tell(connection, run_id) for run_id in run_ids)
-    return [None if isinstance(run, Corrupt) else run for run in given]
+    found = _load(connection, run_ids)
+    return [None if isinstance(run, Corrupt) else run for run in map(found.get, run_ids)]
 
 
-def load_or_tell(connection: sqlite3.Connection, run_id: str) -> RunDoc | Corrupt | None:
-    """The run, or what is wrong with it."""
+def _load_all(connection: sqlite3.Connection, run_ids: Sequence[str]) -> list[RunDoc | Corrupt]:
+    found = _load(connection, run_ids)
+    return [found[run_id] for run_id in run_ids if run_id in found]
+
+
+def _load(connection: sqlite3.Connection, run_ids: Sequence[str]) -> dict[str, RunDoc | Corrupt]:
+    """Those that exist, each as the run or as what is wrong with it."""
+    parts = defaultdict[str, dict[str, bytes]](dict)
+    for cursor in run_all(connection, PARTS_OF_RUNS, [(run_id,) for run_id in run_ids]):
+        for run_id, part, body in cursor:
+            parts[run_id][part] = body
+    return {run_id: _joined(found, run_id) for run_id, found in parts.items()}
+
+
+def _joined(parts: dict[str, bytes], run_id: str) -> RunDoc | Corrupt:
     try:
-        return load(connection, run_id)
+        return join(parts, run_id)
     except DataCorruption as error:
         return Corrupt(run_id, str(error))
-
-
-def _load_all(connection: sqlite3.Connection, run_ids: Iterable[str]) -> list[RunDoc | Corrupt]:
-    given = (load_or_tell(connection, run_id) for run_id in run_ids)
-    return [run for run in given if run is not None]
 
 
 def load_holder(connection: sqlite3.Connection, key: UniqueKey) -> RunDoc | None:

@@ -61,6 +61,12 @@ FIND_RUNS = Statement(
     ") AS wanted CROSS JOIN runs ON runs.id = wanted.column2",
     alone=f"SELECT group_concat(?1 || ' ' || {_FOUND}) FROM runs WHERE id = ?2",  # noqa: S608
 )
+PARTS_OF_RUNS = Statement(
+    "WITH wanted (id) AS (VALUES ",
+    _values(1),
+    ") SELECT runs.id, 'head', head FROM wanted CROSS JOIN runs ON runs.id = wanted.id"
+    " UNION ALL SELECT run_id, part, body FROM wanted CROSS JOIN parts ON run_id = wanted.id",
+)
 INSERT_RUNS = Statement(
     "INSERT INTO runs (" + ", ".join(_NEW) + ") VALUES ",  # noqa: S608
     _values(len(_NEW)),
