@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import msgspec
 import trio
 
+from benchmarks.machine import settle_memory
 from benchmarks.workflows import nothing
 from streamline_trio import Engine, Workflow, open_engine
 
@@ -35,7 +35,7 @@ async def put_load(store: str, workflow: Workflow[Any, Any], runs: int, concurre
     async with open_engine(store, workflow, _warm) as engine:
         for _ in range(_WARM_UPS):
             await _one(engine, _warm)
-        gc.collect()
+        settle_memory()
         left = iter(range(runs))
         taken: list[float] = []
 

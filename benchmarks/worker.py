@@ -16,7 +16,7 @@ import msgspec
 import trio
 import trio.testing
 
-from benchmarks.machine import resident_mib
+from benchmarks.machine import resident_mib, settle_memory
 from benchmarks.workflows import Effect, Effects, gather, signing, workflow_of
 from streamline_trio import open_engine
 
@@ -56,6 +56,7 @@ async def work(job: Job) -> None:
             async with open_engine(
                 job.store, workflow, name=job.name, drain_timeout=1.0, max_concurrent_runs=job.capacity
             ):
+                settle_memory()
                 _tell("open")
                 async with trio.open_nursery() as nursery:
                     if job.seconds is None:

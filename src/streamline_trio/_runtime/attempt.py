@@ -48,8 +48,12 @@ class Attempt:
         self._step = step
         self._suspender = Suspender(step.id, scope)
         self._ctx: StepContext[Any, Any, Any] = StepContext(driver, step, self._suspender)
-        self._held: dict[str, Any] = {"worker": driver.writer.worker, "fence": driver.writer.fence, "step": step.id}
         self._limit: trio.CancelScope | None = None
+
+    @property
+    def _held(self) -> dict[str, Any]:
+        writer = self._driver.writer
+        return {"worker": writer.worker, "fence": writer.fence, "step": self._step.id}
 
     def abort(self) -> None:
         """Cancel the handler; why, the driver remembers."""
@@ -153,7 +157,14 @@ class Attempt:
         check_size(output, self._driver.max_payload(self._step), self._driver, self._step.id, "the output")
         if value is not None or self._step.returns is not Any:
             self._step.decoder.decode(output, what=what)
-        return Finished(output=output, release=self._driver.leaving, **self._held)
+        writer = self._driver.writer
+        return Finished(
+            worker=writer.worker,
+            fence=writer.fence,
+            step=self._step.id,
+            output=output,
+            release=self._driver.leaving,
+        )
 
     def _suspended(self) -> Happening | None:
         wanted = self._suspender.wanted
