@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import trio
 
 from streamline_trio._core.decide import Decision, decide
+from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import StoreUnavailable, StreamlineError
 from streamline_trio._core.happenings import Claimed
@@ -144,24 +146,25 @@ class Claimer:
     async def _claim(self, runs: Sequence[RunDoc | Corrupt], *, lease_dead: bool) -> int:
         """Decide and commit each; how many are ours now. Returns when all have their verdicts."""
         waiting = _Countdown()
+        worker = self._worker.id
+        if worker is None:
+            return 0
+        recoveries = self._services.options.max_recoveries
+        happening = Claimed(worker=worker, lease_dead=lease_dead, max_recoveries=recoveries)
         for run in runs:
             if isinstance(run, Corrupt):
                 self._quarantine(run)
             elif self._crew.try_reserve(run.origin.id):
-                self._claim_one(run, lease_dead=lease_dead, waiting=waiting)
+                self._claim_one(run, happening, waiting)
         await waiting.wait()
         return waiting.succeeded
 
-    def _claim_one(self, run: RunDoc, *, lease_dead: bool, waiting: _Countdown) -> None:
+    def _claim_one(self, run: RunDoc, happening: Claimed, waiting: _Countdown) -> None:
         run_id, workflow = run.origin.id, self._registry.workflow_for(run)
-        worker = self._worker.id
-        fragile = lease_dead and run.head.streak >= FRAGILE_FROM and waiting.fragile
-        if workflow is None or worker is None or fragile:
+        fragile = happening.lease_dead and run.head.streak >= FRAGILE_FROM and waiting.fragile
+        if workflow is None or fragile:
             self._crew.cancel_reservation(run_id)
             return
-        happening = Claimed(
-            worker=worker, lease_dead=lease_dead, max_recoveries=self._services.options.max_recoveries
-        )
         try:
             now, commit = self._services.clock.now(), self._services.chance.commit_id()
             decision = decide(run, happening, workflow.plan, now, commit)
@@ -173,17 +176,19 @@ class Claimer:
         waiting.fragile = waiting.fragile or run.head.streak >= FRAGILE_FROM
         waiting.add()
         self._services.committer.post(
-            Update(run, decision.run, decision.touched), lambda outcome: self._claimed(outcome, decision, waiting)
+            Update(run, decision.run, decision.touched),
+            lambda outcome: self._claimed(outcome, decision, workflow, waiting),
         )
 
-    def _claimed(self, outcome: Outcome, decision: Decision, waiting: _Countdown) -> None:
+    def _claimed(
+        self, outcome: Outcome, decision: Decision, workflow: Workflow[Any, Any], waiting: _Countdown
+    ) -> None:
         """The committer tells what became of a claim."""
         run = decision.run
         applied = isinstance(outcome, Applied)
         if applied:
             self._services.committed(run, (decision,))
-        workflow = self._registry.workflow_for(run)
-        if applied and run.head.lease is not None and workflow is not None:
+        if applied and run.head.lease is not None:
             self._crew.drive(run, workflow)
         else:
             self._crew.cancel_reservation(run.origin.id)

@@ -41,7 +41,7 @@ class Crew:
         self.drivers: dict[str, Driver] = {}
         self.expected: set[str] = set()
         self.closed: bool = False
-        self._changed = trio.Event()
+        self._changed: trio.Event | None = None
 
     @property
     def free(self) -> int:
@@ -89,11 +89,14 @@ class Crew:
             self._ended(driver.run)
 
     def _tell(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     async def wait_changed(self) -> None:
         """Until a place has become free."""
+        if self._changed is None:
+            self._changed = trio.Event()
         await self._changed.wait()
 
     @property
@@ -104,7 +107,7 @@ class Crew:
     async def wait_empty(self) -> None:
         """Until nothing is driven and nothing is being taken."""
         while not self.is_empty:
-            await self._changed.wait()
+            await self.wait_changed()
 
     def close(self) -> None:
         """Take nothing more, and let every run go at the end of its present step."""
