@@ -27,8 +27,13 @@ from streamline_trio.testing import (
     CrashAt,
     DeliverTwice,
     FailCall,
+    FaultyStore,
     LoseLeaseAt,
     MishapMissed,
+    Scenario,
+    SimulationFailed,
+    Start,
+    World,
     _play,
     crash_here,
     lose_lease_here,
@@ -36,6 +41,7 @@ from streamline_trio.testing import (
     parked,
     play,
     run,
+    simulate,
     sweep,
 )
 from tests.crash.faulty_store import BrokenStore
@@ -148,13 +154,62 @@ def test_the_points_of_a_step(store, mishap, attempts):
 
 @pytest.mark.parametrize(
     "mishap",
-    [FailCall(999), CrashAt(write=999), CrashAt(step="chrage"), LoseLeaseAt(step="chrage"), DeliverTwice(9)],
+    [FailCall(999), CrashAt(write=999), LoseLeaseAt(write=999), DeliverTwice(9)],
 )
 def test_a_mishap_that_does_not_happen_is_told(mishap):
     """Proves that a play with a slip of the pen in it does not look like a success."""
     bank = Bank(with_key=True)
     with pytest.raises(MishapMissed, match="did not happen"):
         play(bank.pays, bank.order, mishap=mishap)
+
+
+@pytest.mark.parametrize("kind", [CrashAt, LoseLeaseAt])
+def test_a_step_that_nobody_has_is_refused(kind):
+    """Proves that a misspelt step is told as such."""
+    bank = Bank(with_key=True)
+    with pytest.raises(ValidationError, match="no workflow here has a step 'chrage'"):
+        play(bank.pays, bank.order, mishap=kind(step="chrage"))
+
+
+def test_a_stage_tells_of_a_mishap_that_did_not_happen():
+    """Proves that leaving the stage is no success if what was to go wrong did not."""
+    bank = Bank(with_key=True)
+
+    async def main() -> None:
+        async with open_stage(MemoryStore(), bank.order, mishap=CrashAt(write=999)) as engine:
+            await bank.pays(engine)
+
+    with pytest.raises(MishapMissed, match="did not happen"):
+        run(main)
+
+
+wrong: Any = {"on": "middle", "when": "during", "write": "1", "call": "1", "again": "sometime", "kind": CrashAt}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CrashAt(step="charge", on=wrong["on"]),
+        lambda: CrashAt(step="charge", when=wrong["when"]),
+        lambda: CrashAt(write=wrong["write"]),
+        lambda: CrashAt(write=-1),
+        lambda: LoseLeaseAt(write=1, on=wrong["when"]),
+        lambda: FailCall(0, wrong["again"]),
+        lambda: FailCall(wrong["call"]),
+        lambda: DeliverTwice(0, wrong["again"]),
+        lambda: DeliverTwice(True),
+        lambda: FaultyStore(MemoryStore(), {1}, wrong["when"]),
+        lambda: play(Bank(with_key=True).pays, Bank(with_key=True).order, mishap=wrong["kind"]),
+        lambda: sweep(Bank(with_key=True).pays, Bank(with_key=True).order, mishaps=[]),
+        lambda: sweep(Bank(with_key=True).pays, Bank(with_key=True).order, mishaps=wrong["kind"](write=0)),
+        lambda: simulate(lambda _chooser: Scenario(Workflow("w"), starts=[]), schedules=0),
+        Scenario,
+    ],
+)
+def test_a_slip_of_the_pen_is_refused(make):
+    """Proves that what is misspelt or empty does not pass as a success."""
+    with pytest.raises(ValidationError):
+        make()
 
 
 @pytest.mark.parametrize("kind", [CrashAt, LoseLeaseAt])
@@ -467,7 +522,7 @@ def test_a_scenario_that_hangs_ends(store):
 
 def test_a_sweep_takes_only_kinds_of_mishaps():
     """Proves that a mishap in the place of its kind is told at once."""
-    with pytest.raises(ValidationError, match="no kinds of mishaps"):
+    with pytest.raises(ValidationError, match="a list of kinds"):
         sweep(Bank(with_key=True).pays, mishaps=[CrashAt(write=1)])  # type: ignore[list-item]
 
 
@@ -512,3 +567,37 @@ def test_parked_returns_when_the_run_stands(delay):
         assert (await parked(handle)).status in {"waiting", "done"}
 
     play(scenario, workflow)
+
+
+def test_a_process_dies_below_a_shield_too():
+    """Proves that a handler which shields its payment can be crashed in the middle of it."""
+    order = Workflow[None, None]("shielded")
+    calls = []
+
+    @order.step
+    async def pay(ctx: StepContext[None]) -> int:
+        with trio.CancelScope(shield=True):
+            calls.append(ctx.attempt)
+            await crash_here()
+        return len(calls)
+
+    async def scenario(engine: Engine) -> None:
+        assert await (await engine.start(order, None)).result() == 2
+
+    play(scenario, order, timeout=60)
+    assert calls == [1, 2]
+
+
+def test_a_check_that_raises_is_a_finding():
+    """Proves that a scenario's check may raise anything: it comes with the schedule that led there."""
+    order = Workflow[None, None]("checked")
+
+    @order.step
+    async def pay(ctx: StepContext[None]) -> None:
+        """Nothing."""
+
+    def check(world: World) -> None:
+        raise KeyError("r1")
+
+    with pytest.raises(SimulationFailed, match="the check of the scenario raised KeyError"):
+        simulate(lambda _chooser: Scenario(order, starts=[Start(order)], check=check), schedules=1, tries=5)

@@ -2,6 +2,7 @@ import os
 import sqlite3
 import stat
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from streamline_trio._core.store import (
     Route,
     RunQuery,
 )
+from streamline_trio.stores.sqlite import SqliteStore
 from streamline_trio.testing._conformance_base import sample
 from tests.stores.opening import opened
 
@@ -183,3 +185,30 @@ async def test_a_write_that_began_is_carried_out(path):
         other.close()
         assert verdicts == [("first", [Applied()])]
         assert await store.load("second") is None
+
+
+async def test_an_opening_that_is_given_up_waits_for_no_other(path):
+    """One that is cancelled while another waits for a locked file ends at once, and the other opens the store."""
+    async with opened(path):
+        pass
+    store = SqliteStore(path, busy_timeout=5.0)
+    locker = sqlite3.connect(path, isolation_level=None)
+    locker.execute("BEGIN IMMEDIATE")
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.open)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.CancelScope() as scope:
+                nursery.start_soon(partial(cancel_soon, scope))
+                await store.open()
+            assert scope.cancelled_caught
+            locker.execute("ROLLBACK")
+        assert await store.load("r1") is None
+    finally:
+        locker.close()
+        await store.aclose()
+
+
+async def cancel_soon(scope):
+    await trio.testing.wait_all_tasks_blocked()
+    scope.cancel()

@@ -88,3 +88,22 @@ async def test_it_serves_several_trio_runs(thread):
     assert await thread.run(int, "1") == 1
     assert await trio.to_thread.run_sync(other_run) == 2
     assert await thread.run(int, "3") == 3
+
+
+async def test_an_interrupt_does_not_end_the_task_that_is_to_be_woken(thread):
+    """Ctrl-C while a call is handed over comes after it, so that the thread wakes a task that exists."""
+    protected = []
+    await thread.run(int, "1")
+    put = thread._jobs.put
+
+    class Watched:
+        def put(self, job):
+            protected.append(trio.lowlevel.currently_ki_protected())
+            put(job)
+
+        get = thread._jobs.get
+
+    before, thread._jobs = thread._jobs, Watched()
+    assert await thread.run(int, "2") == 2
+    thread._jobs = before
+    assert protected == [True]

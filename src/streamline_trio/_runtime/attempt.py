@@ -39,8 +39,7 @@ _MAX_CODE = 200
 class Attempt:
     """Enters the handler of the current step once, in a scope that the driver has opened.
 
-    The scope is cancelled to abort the handler or to unwind it for a suspension. It may have served earlier
-    attempts and serve later ones, as long as nobody has cancelled it.
+    The scope is cancelled to abort the handler, or to unwind it for a suspension.
     """
 
     def __init__(self, driver: Driver, step: Step[Any], scope: trio.CancelScope) -> None:
@@ -58,11 +57,6 @@ class Attempt:
     def abort(self) -> None:
         """Cancel the handler; why, the driver remembers."""
         self._suspender.scope.cancel()
-
-    @property
-    def has_used_scope(self) -> bool:
-        """Whether the scope has been cancelled, by whoever aborts or by a suspension: it cannot serve again."""
-        return self._driver.abort_reason is not None or self._suspender.wanted is not None
 
     async def enter(self) -> Happening:
         """Call the handler; what happened. `trio.Cancelled` passes if the scope was cancelled."""

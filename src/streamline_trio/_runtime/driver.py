@@ -13,7 +13,7 @@ from streamline_trio._core import payload
 from streamline_trio._core.checking import storable_text
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
-from streamline_trio._core.errors import LeaseLost, StoreUnavailable, StreamlineError, ValidationError
+from streamline_trio._core.errors import InvalidState, LeaseLost, StoreUnavailable, StreamlineError, ValidationError
 from streamline_trio._core.events import StepProgress, StepStream
 from streamline_trio._core.happenings import (
     AttemptFailed,
@@ -100,7 +100,7 @@ class Driver:
         """Until the run parks, settles, is handed back or lost. Raises nothing but what is a bug of ours."""
         try:
             while self.writer.is_held:
-                happening = self._stop() or await self._steps()
+                happening = self._stop() or await self._enter()
                 if happening is None:
                     break
                 await self._commit_step(happening)
@@ -126,39 +126,28 @@ class Driver:
             return HandedBack(worker=writer.worker, fence=writer.fence)
         return None
 
-    async def _steps(self) -> Happening | None:
-        """Enter steps until there is something to commit outside of their scope; None if there is nothing."""
-        deadline = self._deadline()
+    async def _enter(self) -> Happening | None:
+        """Enter the current step in a scope of its own; what is to be committed, None if nothing may be.
+
+        The scope is for every reason to stop the handler; who cancelled it is remembered beside it.
+        """
+        step_id = self.run.head.current_step
+        assert step_id is not None
+        scope = trio.CancelScope(deadline=self._deadline())
+        attempt = self._entered = Attempt(self, self.workflow.steps[step_id], scope)
         happening: Happening | None = None
         try:
-            with trio.CancelScope(deadline=deadline) as scope:
-                happening = await self._enter_steps(scope, alone=deadline != math.inf)
-        except Exception as error:
-            if self._entered is None:
+            with scope:
+                happening = await attempt.enter()
+        except Exception as error:  # noqa: BLE001 - what is left of a group, or a scope that was left open
+            happening = attempt.failed(error)
+        except (trio.Cancelled, BaseExceptionGroup) as error:
+            if trio.current_effective_deadline() == -math.inf:
                 raise
-            # What is left of a group whose cancellations our scope took out.
-            happening = self._entered.failed(error)
-        attempt, self._entered = self._entered, None
-        return happening if attempt is None else attempt.settle(happening)
-
-    async def _enter_steps(self, scope: trio.CancelScope, *, alone: bool) -> Happening | None:
-        """Enter one step after the other and commit what happened, until the scope is cancelled.
-
-        Opening a scope costs as much as all else about a step that does nothing, so one serves many. With the
-        deadline of a run it serves one step `alone`, since a deadline must not cut a commit short.
-        """
-        while self.writer.is_held:
-            step_id = self.run.head.current_step
-            assert step_id is not None
-            self._entered = Attempt(self, self.workflow.steps[step_id], scope)
-            happening = await self._entered.enter()
-            if alone or self._entered.has_used_scope:
-                return happening
+            happening = attempt.failed(_stray(step_id, error))
+        finally:
             self._entered = None
-            await self._commit_step(happening)
-            if (stop := self._stop()) is not None:
-                return stop
-        return None
+        return attempt.settle(happening)
 
     def _deadline(self) -> float:
         """When the run's own timeout is up, on trio's clock."""
@@ -184,7 +173,11 @@ class Driver:
         self.services.report("the engine failed with a run", error, self.run)
         plain = StreamlineError(f"the engine failed with {type(error).__name__}")
         try:
-            await self.writer.commit(self._as_failure(plain))
+            # What was in flight may have moved the run on: then the failure is one of the step it stands at now.
+            with suppress(InvalidState):
+                await self.writer.commit(self._as_failure(plain))
+            if self.writer.is_held:
+                await self.writer.commit(self._as_failure(plain))
         except (StreamlineError, HolderGone) as again:
             self.services.report("a run was given up", again, self.run)
 
@@ -362,6 +355,13 @@ class Driver:
     def _unless_done(self, act: Callable[[], None]) -> None:
         if not self.done.is_set():
             act()
+
+
+def _stray(step: str, error: BaseException) -> StreamlineError:
+    """The failure of a handler that raises a cancellation which is nobody's."""
+    failure = StreamlineError(f"step {step} raised trio.Cancelled, and no scope around it was cancelled", step=step)
+    failure.__cause__ = error
+    return failure
 
 
 def _encode_entry(entry: LogEntry | ProgressEntry) -> bytes:

@@ -63,6 +63,10 @@ class Suspender:
 
     def require_possible(self, what: str) -> None:
         """Raise `SuspensionError` where unwinding the handler cannot work, before anything is recorded."""
+        if self.ended:
+            raise SuspensionError(
+                f"step {self._step}: {what} was called on the context of a call that has ended", step=self._step
+            )
         if self._task is not trio.lowlevel.current_task():
             raise SuspensionError(
                 f"step {self._step}: {what} must be called in the handler's own task,"

@@ -4,8 +4,8 @@ from streamline_trio.testing._crash import crash
 from streamline_trio.testing._fake_answers import Asked, NotGiven, WentTo
 from streamline_trio.testing._fake_context import FakeContext
 from streamline_trio.testing._faulty_store import FaultyStore
-from streamline_trio.testing._mishaps import CrashAt, DeliverTwice, FailCall, LoseLeaseAt, Mishap
-from streamline_trio.testing._play import MishapMissed, parked, play, sweep
+from streamline_trio.testing._mishaps import CrashAt, DeliverTwice, FailCall, LoseLeaseAt, Mishap, MishapMissed
+from streamline_trio.testing._play import parked, play, sweep
 from streamline_trio.testing._stage import crash_here, lose_lease_here, open_stage
 from streamline_trio.testing._time import run
 from streamline_trio.testing._world import World

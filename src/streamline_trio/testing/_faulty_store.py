@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import trio
 
-from streamline_trio import StoreUnavailable
+from streamline_trio import StoreUnavailable, ValidationError
 from streamline_trio.testing._wrapped_store import Act, WrappedStore
 
 When = Literal["before", "after"]
@@ -19,6 +19,8 @@ class FaultyStore(WrappedStore):
 
     def __init__(self, inner: Any, fail: set[int] | frozenset[int] = frozenset(), when: When = "before") -> None:
         super().__init__(inner)
+        if when not in get_args(When):
+            raise ValidationError(f"a call fails 'before' or 'after' it was carried out, not {when!r}")
         self.fail: set[int] | frozenset[int] = fail
         self.when: When = when
         self.armed: bool = False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar, Literal, get_args
 
 import msgspec
 
 from streamline_trio import Step, ValidationError
+from streamline_trio._core.step import step_id_of
 from streamline_trio.testing._faulty_store import When
 
 Point = Literal["begin", "end"]
@@ -22,6 +24,17 @@ class _Mishap(msgspec.Struct, frozen=True, repr_omit_defaults=True):
         del step
         return []
 
+    def _check_number(self, name: str) -> None:
+        number = getattr(self, name)
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise ValidationError(f"{type(self).__name__}: {name} is a number from 0 on, not {number!r}")
+
+    def _check_choice(self, name: str, choices: Any) -> None:
+        chosen = getattr(self, name)
+        if chosen not in get_args(choices):
+            known = ", ".join(map(repr, get_args(choices)))
+            raise ValidationError(f"{type(self).__name__}: {name} is one of {known}, not {chosen!r}")
+
 
 class FailCall(_Mishap, frozen=True):
     """The store fails one call of the engine, before or after having carried it out.
@@ -35,6 +48,10 @@ class FailCall(_Mishap, frozen=True):
     when: When = "before"
 
     variants: ClassVar[tuple[str, ...]] = ("before", "after")
+
+    def __post_init__(self) -> None:
+        self._check_number("call")
+        self._check_choice("when", When)
 
     @classmethod
     def at(cls, number: int, variant: Any) -> FailCall:
@@ -52,6 +69,9 @@ class _AtWrite(_Mishap, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if (self.write is None) == (self.step is None):
             raise ValidationError(f"{type(self).__name__} needs either write= or step=")
+        if self.write is not None:
+            self._check_number("write")
+        self._check_choice("on", Point)
 
 
 class CrashAt(_AtWrite, frozen=True, kw_only=True):
@@ -68,6 +88,10 @@ class CrashAt(_AtWrite, frozen=True, kw_only=True):
     when: When = "before"
 
     variants: ClassVar[tuple[str, ...]] = ("before", "after")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_choice("when", When)
 
     @classmethod
     def at(cls, number: int, variant: Any) -> CrashAt:
@@ -122,10 +146,28 @@ class DeliverTwice(_Mishap, frozen=True):
 
     variants: ClassVar[tuple[str, ...]] = ("at once", "later")
 
+    def __post_init__(self) -> None:
+        self._check_number("delivery")
+        self._check_choice("again", Again)
+
     @classmethod
     def at(cls, number: int, variant: Any) -> DeliverTwice:
         """The mishap at a point of a sweep."""
         return cls(number, variant)
+
+
+class MishapMissed(AssertionError):
+    """The mishap did not happen: the play, or what was done on the stage, never came to that point."""
+
+
+def check_mishap(mishap: object, steps: Collection[str]) -> None:
+    """Raise `ValidationError` unless it is None or a mishap that could happen to workflows with these steps."""
+    if mishap is not None and not isinstance(mishap, Mishap):
+        raise ValidationError(f"a mishap is a value such as CrashAt(write=0), not {mishap!r}")
+    step = getattr(mishap, "step", None)
+    step_id = step if step is None else step_id_of(step)
+    if step_id is not None and step_id not in steps:
+        raise ValidationError(f"{mishap!r}: no workflow here has a step {step_id!r}")
 
 
 Mishap = FailCall | CrashAt | LoseLeaseAt | DeliverTwice

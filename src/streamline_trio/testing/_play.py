@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
 from itertools import takewhile
 from typing import Any, Generic, NamedTuple, TypeVar, get_args
@@ -13,7 +13,7 @@ import trio
 
 from streamline_trio import Engine, MemoryStore, Run, RunHandle, Store, ValidationError, Workflow
 from streamline_trio._core.durations import seconds_of
-from streamline_trio.testing._mishaps import CrashAt, FailCall, LoseLeaseAt, Mishap
+from streamline_trio.testing._mishaps import CrashAt, FailCall, LoseLeaseAt, Mishap, MishapMissed, check_mishap
 from streamline_trio.testing._scheduler import same_order
 from streamline_trio.testing._stage import Stage
 from streamline_trio.testing._time import run
@@ -31,10 +31,6 @@ _RARER = 0.05
 _logger = logging.getLogger("streamline_trio.play")
 _logger.setLevel(logging.ERROR)  # mishaps are what its engines would warn of, hundreds of times in one test
 _STANDING = ("waiting", "done", "failed", "cancelled", "compensated", "compensation_failed")
-
-
-class MishapMissed(AssertionError):
-    """The chosen mishap did not happen: the scenario never comes to that point."""
 
 
 class _Played(NamedTuple, Generic[T]):
@@ -64,6 +60,7 @@ def play(
             minute where time cannot be skipped.
         options: of `open_engine`, for all engines. Without a `logger`, only errors are logged.
     """
+    check_mishap(mishap, [step for workflow in workflows for step in workflow.steps])
     played = _play(scenario, workflows, mishap, store, timeout, options)
     if mishap is not None and played.struck is None:
         raise MishapMissed(f"{mishap!r} did not happen: the scenario never came to that point")
@@ -93,9 +90,9 @@ def sweep(
         timeout: seconds for each play, as in `play`.
         options: of `open_engine`, for all engines.
     """
-    unknown = [kind for kind in mishaps if kind not in get_args(Mishap)]
-    if unknown:
-        raise ValidationError(f"these are no kinds of mishaps: {unknown!r}")
+    kinds = tuple(mishaps) if isinstance(mishaps, Collection) else (mishaps,)
+    if not kinds or any(kind not in get_args(Mishap) for kind in kinds):
+        raise ValidationError(f"mishaps= is a list of kinds such as [CrashAt], not {mishaps!r}")
 
     def played(mishap: Mishap | None) -> _Played[object]:
         return _play(scenario, workflows, mishap, store, timeout, options)
@@ -111,7 +108,7 @@ def sweep(
         return struck is not None
 
     swept: list[Mishap] = []
-    for kind in mishaps:
+    for kind in kinds:
         steps = [step for workflow in workflows for step in workflow.steps]
         swept += [mishap for step in steps for mishap in kind.at_step(step) if is_touched(mishap)]
         for variant in kind.variants:

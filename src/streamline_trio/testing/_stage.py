@@ -17,7 +17,15 @@ from streamline_trio.store import Write
 from streamline_trio.testing import _writes
 from streamline_trio.testing._crash import crash
 from streamline_trio.testing._faulty_store import FaultyStore
-from streamline_trio.testing._mishaps import CrashAt, DeliverTwice, FailCall, LoseLeaseAt, Mishap
+from streamline_trio.testing._mishaps import (
+    CrashAt,
+    DeliverTwice,
+    FailCall,
+    LoseLeaseAt,
+    Mishap,
+    MishapMissed,
+    check_mishap,
+)
 from streamline_trio.testing._twice import TwiceEngine
 from streamline_trio.testing._wrapped_store import Act, WrappedStore
 
@@ -236,6 +244,10 @@ class Stage:
         self.struck = what
 
 
+class _Died(BaseException):
+    """Unwinds a handler whose process is gone; a cancellation would not get through a shield."""
+
+
 async def crash_here() -> None:
     """Let the process of the worker that calls this die on the spot; another worker goes on.
 
@@ -246,7 +258,7 @@ async def crash_here() -> None:
     life = _life_of("crash_here")
     if life is not None:
         life.die()
-        await trio.sleep_forever()
+        raise _Died
 
 
 async def lose_lease_here() -> None:
@@ -282,8 +294,12 @@ async def open_stage(
     The engine that it gives starts, answers and reads; a worker on the same store drives the runs, meets the
     `mishap` if there is one, and is replaced by the next. So it outlives whatever happens to the workers; what
     only the driving process can tell (events, frames) is not heard through it. With `FailCall` there is only
-    one engine, which does both. `options` are those of `open_engine`, for all engines.
+    one engine, which does both. `options` are those of `open_engine`, for all engines. Leaving the block raises
+    `MishapMissed` if the mishap did not happen.
     """
+    check_mishap(mishap, [step for workflow in workflows for step in workflow.steps])
     stage = Stage(store_from(store), workflows, options, mishap)
     async with stage.opened() as engine:
         yield engine
+    if mishap is not None and stage.struck is None:
+        raise MishapMissed(f"{mishap!r} did not happen: nothing done on the stage came to that point")

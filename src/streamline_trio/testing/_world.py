@@ -271,6 +271,8 @@ class World:
             self.scenario.check(self)
         except AssertionError as error:
             self.wrong.append(str(error) or "the check of the scenario failed")
+        except Exception as error:  # noqa: BLE001 - it is a finding, with a schedule to see it again
+            self.wrong.append(f"the check of the scenario raised {error!r}")
 
     def _sum_up(self) -> None:
         summary, witness = self.summary, self.witness

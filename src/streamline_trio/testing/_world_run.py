@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from streamline_trio import ValidationError
 from streamline_trio.testing._world import World
 from streamline_trio.testing._world_choices import Chooser, shrink
 from streamline_trio.testing._world_scenario import Scenario
@@ -77,6 +78,8 @@ def simulate(
     replays, and raised as `SimulationFailed`, with `command` to see it again. `around_store` wraps the store,
     for instance to plant a fault that must be found. Blocks; not to be called inside trio.
     """
+    if schedules < 1:
+        raise ValidationError(f"simulate plays at least one schedule, not {schedules!r}")
     total = Summary()
     for number in range(seed, seed + schedules):
         world = play(make, Chooser.seeded(number), around_store)

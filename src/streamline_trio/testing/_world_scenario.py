@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from streamline_trio import ValidationError
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import Record, RunDoc
 from streamline_trio.testing._world_choices import Chooser
@@ -53,6 +54,8 @@ class Scenario:
         poll_interval: float = 3.0,
         max_recoveries: int = 5,
     ) -> None:
+        if not workflows or (type(self) is Scenario and not starts):
+            raise ValidationError("a scenario has workflows, and starts of runs")
         self.workflows: tuple[Workflow[Any, Any], ...] = workflows
         self.starts: list[Start] = list(starts)
         self.answers: Mapping[str, Sequence[Any]] = answers or {}

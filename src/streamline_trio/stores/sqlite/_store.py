@@ -75,6 +75,7 @@ class SqliteStore:
         self.path: str = str(Path(path).absolute())
         self._busy_timeout = busy_timeout
         self._opened = 0
+        self._users = 0
         self._writer: sqlite3.Connection | None = None
         self._readers: deque[sqlite3.Connection] = deque()
         self._thread = WriterThread(f"sqlite {self.path}")
@@ -94,11 +95,13 @@ class SqliteStore:
 
     async def open(self) -> None:
         """Open the file, creating it if need be; calls are counted."""
+        self._users += 1
         try:
             with self._mapped():
                 await self._thread.run(self._open)
-        finally:
-            self._stop_if_closed()
+        except BaseException:
+            self._leave()
+            raise
 
     async def aclose(self) -> None:
         """Undo one `open`; the last one closes the file and releases the worker locks held through this object.
@@ -110,10 +113,12 @@ class SqliteStore:
                 with self._mapped():
                     await self._thread.run(self._close)
             finally:
-                self._stop_if_closed()
+                self._leave()
 
-    def _stop_if_closed(self) -> None:
-        if not self._opened:
+    def _leave(self) -> None:
+        """The last one ends the thread: while others use it, or wait to, ending it would mean waiting for them."""
+        self._users = max(0, self._users - 1)
+        if not self._users:
             self._thread.stop()
 
     async def write(self, batch: Sequence[Write]) -> list[Verdict]:

@@ -58,6 +58,7 @@ class WriterThread:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
+    @trio.lowlevel.enable_ki_protection  # else Ctrl-C could end the task that the thread is to wake
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Call it in the thread. A cancel point until the call has begun."""
         job = _Job(lambda: function(*args))
