@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench docs soak chaos lock clean
+.PHONY: help venv demo test check bench docs soak chaos mutants lock clean
 
 help: ## Say what each target does.
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 15
@@ -59,6 +59,9 @@ soak: $(STAMP) ## Search for counterexamples for a long time (SECONDS=3600).
 
 chaos: $(STAMP) ## Kill and freeze worker processes for some minutes, and check every promise.
 	$(BIN)/python -m tests.chaos --runs 500 --kills 60 --freezes 10
+
+mutants: $(STAMP) ## Plant faults in copies of the sources, and see that tests and seeds notice each.
+	$(BIN)/python -m tests.mutants
 
 lock: $(STAMP) ## Pin the newest allowed requirements (needs the network).
 	test -x .venv-lock/bin/pip-compile || { "$(PYTHON)" -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet pip-tools==7.6.2; }

@@ -222,6 +222,23 @@ async def test_parallel_state_writes_merge(store):
         assert store.writes == {"Insert": 1, "Update": 1 + 2}
 
 
+async def test_parallel_checkpoints_merge_and_all_are_stored(store):
+    """What one write takes together from several callers is stored for each of them."""
+
+    async def handler(ctx: StepContext) -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(ctx.checkpoint, number, f"slot{number}")
+
+    workflow = steps(1, handler)
+    async with quiet_engine(store, workflow) as engine:
+        handle = await engine.start(workflow)
+        await handle.result(timeout=30)
+        assert store.writes == {"Insert": 1, "Update": 1 + 2}
+        stored = await store.store.load(handle.id)
+        assert sorted(key.partition("/")[2] for key in stored.checkpoints) == [f"slot{n}" for n in range(5)]
+
+
 async def test_telling_costs_no_document_write(store):
     """Log lines and progress go as rows with the next commit, frames nowhere: the run's document is not
     written for them."""

@@ -3,8 +3,9 @@
 import pytest
 
 from streamline_trio._core.decide import decide
-from streamline_trio._core.happenings import CheckpointSaved, Finished, StateSet, UnpauseAsked
-from tests.unit.story import Story, pack
+from streamline_trio._core.diff import changed
+from streamline_trio._core.happenings import CheckpointSaved, Finished, StateSet, Suspended, UnpauseAsked
+from tests.unit.story import Story, human, pack, waits_for
 
 
 def test_each_commit_leaves_its_id():
@@ -50,6 +51,20 @@ def test_what_took_effect_already_is_no_commit():
     before = story.run
     assert story.does(UnpauseAsked()).run is before
     assert story.facts == ()
+
+
+def test_a_decision_names_the_entries_that_it_removes():
+    """A store that is told only what is touched forgets an answered wait, and a message that was taken."""
+    waiting = Story("ab").opens(human()).answers()
+    heard = Story("a").hears()
+    for story, happening in (
+        (waiting, waiting.by_holder(Finished, output=pack(None))),
+        (heard, heard.by_holder(Suspended, asks=(waits_for(),))),
+    ):
+        decision = decide(story.run, happening, story.plan, story.now, 99)
+        changes = changed(story.run, decision.run)
+        assert None in changes.values(), "an entry goes"
+        assert changed(story.run, decision.run, decision.touched) == changes
 
 
 @pytest.mark.parametrize("seconds", [-60, 0, 60])

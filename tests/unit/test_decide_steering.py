@@ -66,6 +66,13 @@ def test_a_run_cancelled_asleep_leaves_nothing_to_fire():
     assert (story.run.records, story.statuses) == ({}, "failed")
 
 
+def test_what_others_ask_stays_asked_until_the_holder_has_seen_it():
+    """A verb of somebody else does not take back the attention that the one before asked for."""
+    story = Story("a").does(CancelAsked()).hears()
+    assert story.head.attention
+    assert not story.held(CheckpointSaved, name="x", value=pack(1)).head.attention
+
+
 @pytest.mark.parametrize("name", STORIES)
 def test_pausing(name):
     """Active runs are paused once; settled ones are not."""

@@ -142,6 +142,24 @@ def test_a_failed_outcome_is_forgotten_by_a_retry():
     assert story.run.records == {}
 
 
+def test_a_wait_that_was_answered_does_not_time_out():
+    """Its deadline means nothing any more, neither when the handler suspends again nor when a worker wakes it."""
+    story = Story("a").opens(human(token="t", due_at=T0 + 10_000)).answers("yes", token="t").later(20)
+    story.suspends(timer(T0 + 60_000, place=1))
+    assert (story.record("human#0").outcome, unpack(story.record("human#0").value)) == ("value", "yes")
+    assert story.at_due().claims().record("timer#0").outcome == "fired"
+    assert (story.record("human#0").outcome, unpack(story.record("human#0").value)) == ("value", "yes")
+
+
+def test_a_wait_of_an_earlier_attempt_that_is_not_asked_again_is_closed():
+    """Nobody listens to it: it must take no answer, no signal, and give no due time."""
+    story = Story(plan_of("a", delay=0.0)).opens(human("first", key="=1", token="t", due_at=T0 + 5)).fails()
+    assert story.record("=1").is_open
+    story.suspends(human("second", key="=2"))
+    assert (set(story.run.records), story.head.due_at) == ({"=2"}, None)
+    assert unpack(story.answers("yes").record("=2").value) == "yes"
+
+
 def test_a_finished_step_leaves_no_records():
     """Records are of the current step: the next one starts with none."""
     assert Story("ab").suspends(human()).answers().claims().finishes().run.records == {}

@@ -1,0 +1,6 @@
+"""All mutants: what we know that our tests would notice."""
+
+from tests.mutants import of_decide, of_runtime, of_stores
+from tests.mutants.fault import Fault
+
+FAULTS: tuple[Fault, ...] = (*of_stores.FAULTS, *of_decide.FAULTS, *of_runtime.FAULTS)
