@@ -12,6 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, get_args
 import trio
 
 from streamline_trio import Engine, MemoryStore, Run, RunHandle, Store, ValidationError, Workflow
+from streamline_trio._core.checking import is_a
 from streamline_trio._core.durations import seconds_of
 from streamline_trio.testing._mishaps import CrashAt, FailCall, LoseLeaseAt, Mishap, MishapMissed, check_mishap
 from streamline_trio.testing._scheduler import same_order
@@ -90,8 +91,7 @@ def sweep(
         timeout: seconds for each play, as in `play`.
         options: of `open_engine`, for all engines.
     """
-    kinds = tuple(mishaps) if isinstance(mishaps, Collection) else (mishaps,)
-    if not kinds or any(kind not in get_args(Mishap) for kind in kinds):
+    if not is_a(mishaps, Collection) or not mishaps or any(kind not in get_args(Mishap) for kind in mishaps):
         raise ValidationError(f"mishaps= is a list of kinds such as [CrashAt], not {mishaps!r}")
 
     def played(mishap: Mishap | None) -> _Played[object]:
@@ -108,7 +108,7 @@ def sweep(
         return struck is not None
 
     swept: list[Mishap] = []
-    for kind in kinds:
+    for kind in mishaps:
         steps = [step for workflow in workflows for step in workflow.steps]
         swept += [mishap for step in steps for mishap in kind.at_step(step) if is_touched(mishap)]
         for variant in kind.variants:
