@@ -94,3 +94,21 @@ async def test_a_cancellation_that_is_nobodys_fails_its_step():
 
     run = await failure_of(workflow)
     assert "no scope around it was cancelled" in run.error.message
+
+
+@virtual
+async def test_an_interrupt_in_a_nursery_of_a_handler_is_not_swallowed():
+    """Proves that Ctrl-C ends the program also when it strikes a child of a handler."""
+    workflow = Workflow[None, None]("interrupted")
+
+    async def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    @workflow.step
+    async def opens(ctx: StepContext[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        async with open_engine("memory:", workflow) as engine:
+            await (await engine.start(workflow, None)).result(timeout=60)

@@ -142,7 +142,7 @@ class Driver:
         except Exception as error:  # noqa: BLE001 - what is left of a group, or a scope that was left open
             happening = attempt.failed(error)
         except (trio.Cancelled, BaseExceptionGroup) as error:
-            if trio.current_effective_deadline() == -math.inf:
+            if trio.current_effective_deadline() == -math.inf or _ends_the_process(error):
                 raise
             happening = attempt.failed(_stray(step_id, error))
         finally:
@@ -355,6 +355,15 @@ class Driver:
     def _unless_done(self, act: Callable[[], None]) -> None:
         if not self.done.is_set():
             act()
+
+
+def _ends_the_process(error: BaseException) -> bool:
+    """Whether somebody wants the process to end, perhaps in a nursery of the handler."""
+    if not isinstance(error, BaseExceptionGroup):
+        return False
+    # a group of any errors
+    ends = error.subgroup((KeyboardInterrupt, SystemExit))  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return ends is not None
 
 
 def _stray(step: str, error: BaseException) -> StreamlineError:
