@@ -56,6 +56,8 @@ MAPS: tuple[MapKind, ...] = (
 
 maps_of: Callable[[RunDoc], tuple[dict[str, Any], ...]] = attrgetter(*(kind.attribute for kind in MAPS))
 
+MAP_OF: dict[str, MapKind] = {kind.attribute: kind for kind in MAPS}
+
 _BY_PREFIX = {kind.prefix: kind for kind in MAPS}
 _DECODERS: dict[str, Callable[[bytes], Any]] = {
     HEAD: msgspec.msgpack.Decoder(Head).decode,

@@ -7,11 +7,12 @@ were touched need be compared, if it is known which.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 
 from streamline_trio._core.codec import (
     ENCODE_ERRORS,
     HEAD,
+    MAP_OF,
     MAPS,
     ORIGIN,
     STATE,
@@ -41,9 +42,13 @@ def changed(before: RunDoc, after: RunDoc, touched: Touched | None = None) -> Ch
             changes[ORIGIN] = encode(after.origin)
         if after.state is not before.state and after.state != before.state:
             changes[STATE] = after.state
-        for kind, old, new in zip(MAPS, maps_of(before), maps_of(after), strict=True):
-            if old is not new:
-                _compare(kind, old, new, changes, None if touched is None else touched.get(kind.attribute, ()))
+        if touched is None:
+            for kind, old, new in zip(MAPS, maps_of(before), maps_of(after), strict=True):
+                if old is not new:
+                    _compare(kind, old, new, old.keys() | new.keys(), changes)
+        else:
+            for name, keys in touched.items():
+                _compare(MAP_OF[name], getattr(before, name), getattr(after, name), keys, changes)
     except ENCODE_ERRORS as error:
         raise not_encodable(after, error) from error
     return changes
@@ -53,10 +58,10 @@ def _compare(
     kind: MapKind,
     old: Mapping[str, object],
     new: Mapping[str, object],
+    keys: Iterable[str],
     changes: Changes,
-    touched: Collection[str] | None,
 ) -> None:
-    for key in old.keys() | new.keys() if touched is None else touched:
+    for key in keys:
         was, value = old.get(key), new.get(key)
         if value is not was and value != was:
             changes[part_name(kind, key)] = None if value is None else kind.encode(value)

@@ -25,6 +25,7 @@ from streamline_trio._core.happenings import (
 from streamline_trio._core.step import Step
 from streamline_trio._core.store import AppendRows, RowKind
 from streamline_trio._runtime.attempt import Attempt, describe_error
+from streamline_trio._runtime.handler_scope import HandlerScope
 from streamline_trio._runtime.outputs import Found
 from streamline_trio._runtime.services import Services
 from streamline_trio._runtime.threads import HandlerThreads
@@ -71,6 +72,7 @@ class Driver:
         self.workflow = workflow
         self.threads = threads
         self._entered: Attempt | None = None
+        self._scope = HandlerScope()
         self.abort_reason: AbortReason | None = None
         self.leaving: bool = False
         self.state: bytes = run.state
@@ -111,6 +113,7 @@ class Driver:
         except Exception as error:  # noqa: BLE001 - one run must not end the engine
             await self._give_up(error)
         finally:
+            self._scope.close()
             self._pack_rows()
             self.writer.close()
             self.done.set()
@@ -127,17 +130,17 @@ class Driver:
         return None
 
     async def _enter(self) -> Happening | None:
-        """Enter the current step in a scope of its own; what is to be committed, None if nothing may be.
+        """Enter the current step in a cancel scope; what is to be committed, None if nothing may be.
 
         The scope is for every reason to stop the handler; who cancelled it is remembered beside it.
         """
         step_id = self.run.head.current_step
         assert step_id is not None
-        scope = trio.CancelScope(deadline=self._deadline())
+        scope = self._scope.open(self._deadline())
         attempt = self._entered = Attempt(self, self.workflow.steps[step_id], scope)
         happening: Happening | None = None
         try:
-            with scope:
+            with self._scope:
                 happening = await attempt.enter()
         except Exception as error:  # noqa: BLE001 - what is left of a group, or a scope that was left open
             happening = attempt.failed(error)

@@ -346,7 +346,8 @@ class Turn:
         """
         before = self.run.head
         merged = commit is not None and before.commits[-1:] == (commit,)
-        self._head.update(
+        head = _replace(
+            before,
             status=self.status,
             lease=self.lease,
             current_step=self.current_step,
@@ -354,10 +355,9 @@ class Turn:
             revision=before.revision + (not merged),
             updated_at=max(self.now, before.updated_at),
             due_at=None,
+            commits=before.commits if merged or commit is None else (*before.commits[1 - KEPT_COMMITS :], commit),
+            **self._head,
         )
-        if commit is not None and not merged:
-            self._head["commits"] = (*before.commits, commit)[-KEPT_COMMITS:]
-        head = _replace(before, **self._head)
         if head.lease is None:
             current = None if self.current_step is None else self.step(self.current_step)
             head = _replace(head, due_at=due_at(head, current, self.records.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import NamedTuple
 
 from streamline_trio._core.documents import Head, Record, RunDoc, WaitKind
@@ -46,7 +47,7 @@ def moving(run: RunDoc) -> Moving:
         settled=head.status in SETTLED,
         version=head.version,
         due_at=head.due_at if lease is None else None,
-        worker=None if lease is None else lease.worker,
+        worker=_worker(head),
         attention=head.attention,
         paused=head.paused,
         dead_lettered=head.dead_lettered,
@@ -59,20 +60,14 @@ def has_moved(before: RunDoc, after: RunDoc) -> bool:
     old, new = before.head, after.head
     if before.records is not after.records and _waiting(before.records) != _waiting(after.records):
         return True
-    return _told(old) != _told(new)
+    return _told(old) != _told(new) or (old.lease is not new.lease and _worker(old) != _worker(new))
 
 
-def _told(head: Head) -> tuple[Value, ...]:
-    worker = None if head.lease is None else head.lease.worker
-    return (
-        head.status,
-        head.version,
-        head.due_at,
-        worker,
-        head.attention,
-        head.paused,
-        head.dead_lettered,
-    )
+_told = attrgetter("status", "version", "due_at", "attention", "paused", "dead_lettered")
+
+
+def _worker(head: Head) -> str | None:
+    return None if head.lease is None else head.lease.worker
 
 
 def fixed(run: RunDoc) -> Fixed:
