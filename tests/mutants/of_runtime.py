@@ -9,13 +9,13 @@ FAULTS = (
         file="_runtime/writer.py",
         before="""\
         if isinstance(outcome, Applied):
-            self.run = run
+            self.run = run = decisions[-1].run
             self._services.committed(run, decisions)
 """,
         after="""\
-        self._services.committed(run, decisions)
+        self._services.committed(decisions[-1].run, decisions)
         if isinstance(outcome, Applied):
-            self.run = run
+            self.run = run = decisions[-1].run
 """,
         tests=("tests/crash/test_leases.py::test_what_a_dead_worker_writes_after_the_takeover_is_refused",),
         seed=173,
@@ -42,10 +42,10 @@ FAULTS = (
         name="refused-read-as-applied",
         promise="A refused commit is decided again on what is stored.",
         file="_runtime/writer.py",
-        before="        if isinstance(outcome, Applied):\n            self.run = run\n",
+        before="        if isinstance(outcome, Applied):\n            self.run = run = decisions[-1].run\n",
         after="""\
         if not isinstance(outcome, Failed | KeyTaken | StoreUnavailable):
-            self.run = run
+            self.run = run = decisions[-1].run
 """,
         tests=(
             "tests/crash/test_leases.py::test_what_a_dead_worker_writes_after_the_takeover_is_refused",
@@ -311,7 +311,7 @@ FAULTS = (
         after="""\
         from streamline_trio._core.happenings import Suspended
         asks = (msgspec.structs.replace(ask, told=on_token is not None),)
-        replayed = tuple(self._suspender.replayed)
+        replayed = self._suspender.replayed
         await self._driver.commit(Suspended(step=self._step.id, asks=asks, replayed=replayed, **self._held))
         return await self._suspender.unwind(asks[0])""",
         tests=("tests/crash/test_windows.py::test_a_handler_unwinds_while_its_run_is_leased",),

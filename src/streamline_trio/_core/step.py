@@ -48,6 +48,7 @@ class Step(Generic[OutT_co]):
         self.handler = handler
         self.options = options
         self.is_async: bool = info.is_async
+        self.has_predicates: bool = options.skip_if is not None or options.run_if is not None
         self.returns: Any = info.returns
         self.decoder: payload.Decoder = info.decoder
         self.state_type: Any = info.state_type

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -42,6 +43,8 @@ class Attempt:
     The scope is cancelled to abort the handler, or to unwind it for a suspension.
     """
 
+    __slots__ = ("_ctx", "_driver", "_limit", "_step", "_suspender")
+
     def __init__(self, driver: Driver, step: Step[Any], scope: trio.CancelScope) -> None:
         self._driver = driver
         self._step = step
@@ -58,15 +61,14 @@ class Attempt:
         """Cancel the handler; why, the driver remembers."""
         self._suspender.scope.cancel()
 
-    async def enter(self) -> Happening:
+    def enter(self) -> Awaitable[Happening]:
         """Call the handler; what happened. `trio.Cancelled` passes if the scope was cancelled."""
         timeout = self._step.options.timeout
-        try:
-            if timeout is None:
-                return await self._guarded()
-            return await self._limited(timeout)
-        finally:
-            self._suspender.ended = True
+        return self._guarded() if timeout is None else self._limited(timeout)
+
+    def end(self) -> None:
+        """The handler has come to its end: its context is void."""
+        self._suspender.ended = True
 
     async def _limited(self, timeout: float) -> Happening:
         """At most for so many seconds: what a handler brings later, in spite of the cancellation, is too late."""
@@ -86,10 +88,12 @@ class Attempt:
     async def _guarded(self) -> Happening:
         """The handler's result or failure."""
         try:
-            if await self._is_skipped():
+            if self._step.has_predicates and await self._is_skipped():
                 return Skipped(**self._held, release=self._driver.leaving)
-            value = await self._call()
-            return self._finished(value)
+            self._suspender.entered()
+            handler = self._step.handler
+            result = await (handler(self._ctx) if self._step.is_async else self._in_thread(handler))
+            return self._finished(result)
         except (KeyboardInterrupt, SystemExit, GeneratorExit, trio.Cancelled, BaseExceptionGroup) as error:
             if isinstance(error, ExceptionGroup):
                 return self.failed(error)  # pyright: ignore[reportUnknownArgumentType] - a group of any errors
@@ -124,19 +128,16 @@ class Attempt:
 
     async def _is_skipped(self) -> bool:
         """Ask the predicates, in the begun step; not again once it has suspended."""
-        options = self._step.options
-        if (options.skip_if is None and options.run_if is None) or self._driver.run.records:
+        if self._driver.run.records:
             return False
+        options = self._step.options
         state = self._ctx.state
         if options.skip_if is not None and await _ask(options.skip_if, state):
             return True
         return options.run_if is not None and not await _ask(options.run_if, state)
 
-    async def _call(self) -> Any:
-        self._suspender.entered()
-        if self._step.is_async:
-            return await self._step.handler(self._ctx)
-        result = await self._driver.threads.run(self._step.handler, self._ctx)
+    async def _in_thread(self, handler: Callable[..., Any]) -> Any:
+        result = await self._driver.threads.run(handler, self._ctx)
         return await result if inspect.isawaitable(result) else result
 
     def _finished(self, value: Any) -> Happening:
@@ -166,7 +167,7 @@ class Attempt:
             return None
         if isinstance(wanted, Goto):
             return WentTo(target=wanted.target, release=self._driver.leaving, **self._held)
-        replayed = tuple(self._suspender.replayed)
+        replayed = self._suspender.replayed
         return Suspended(asks=(wanted,), replayed=replayed, release=self._driver.leaving, **self._held)
 
     def failed(self, error: BaseException) -> AttemptFailed:

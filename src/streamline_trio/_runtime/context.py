@@ -57,6 +57,8 @@ class StepContext(Generic[InputT, StateT, OutputsT]):
     called again from its first line and gets what is recorded at once.
     """
 
+    __slots__ = ("__weakref__", "_driver", "_frames", "_step", "_suspender", "_workflow")
+
     def __init__(self, driver: Driver, step: Step[Any], suspender: Suspender) -> None:
         self._driver = driver
         self._step = step

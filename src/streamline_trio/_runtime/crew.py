@@ -70,23 +70,20 @@ class Crew:
     def drive(self, run: RunDoc, workflow: Workflow[Any, Any]) -> Driver:
         """Use the reservation: start the driver of a run that is now leased to this worker."""
         self.cancel_reservation(run.origin.id)
-        driver = Driver(self._services, run, workflow, self.threads)
+        driver = Driver(self._services, run, workflow, self.threads, over=self._over)
         self.drivers[run.origin.id] = driver
         if driver.writer.worker != self._worker():
             driver.abort("lost")  # it was taken under an id that has been retired since
         elif self.closed:
             driver.leave()
             driver.abort("leave")  # nothing of it has begun
-        self._services.nursery.start_soon(self._drive, driver)
+        self._services.nursery.start_soon(driver.drive)
         return driver
 
-    async def _drive(self, driver: Driver) -> None:
-        try:
-            await driver.drive()
-        finally:
-            del self.drivers[driver.run.origin.id]
-            self._tell()
-            self._ended(driver.run)
+    def _over(self, driver: Driver) -> None:
+        del self.drivers[driver.run.origin.id]
+        self._tell()
+        self._ended(driver.run)
 
     def _tell(self) -> None:
         if self._changed is not None:

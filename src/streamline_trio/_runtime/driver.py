@@ -65,24 +65,50 @@ class ProgressEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class Driver:
     """The task that holds a run."""
 
+    __slots__ = (
+        "_done",
+        "_entered",
+        "_once_locks",
+        "_over",
+        "_rows",
+        "_rows_timer",
+        "_scope",
+        "_state_decoder",
+        "abort_reason",
+        "is_done",
+        "leaving",
+        "services",
+        "state",
+        "threads",
+        "workflow",
+        "writer",
+    )
+
     def __init__(
-        self, services: Services, run: RunDoc, workflow: Workflow[Any, Any], threads: HandlerThreads
+        self,
+        services: Services,
+        run: RunDoc,
+        workflow: Workflow[Any, Any],
+        threads: HandlerThreads,
+        *,
+        over: Callable[[Driver], None],
     ) -> None:
         self.services = services
         self.workflow = workflow
         self.threads = threads
+        self._over = over
         self._entered: Attempt | None = None
         self._scope = HandlerScope()
         self.abort_reason: AbortReason | None = None
         self.leaving: bool = False
         self.state: bytes = run.state
-        self.done: trio.Event = trio.Event()
+        self.is_done: bool = False
+        self._done: trio.Event | None = None
         self.writer: RunWriter = RunWriter(services, run, workflow.plan, noticed=self._noticed)
         self._state_decoder: payload.Decoder | None = None
-        self._once_locks: dict[str, trio.Lock] = {}
+        self._once_locks: dict[str, trio.Lock] | None = None
         self._rows: dict[RowKind, list[bytes]] = {}
         self._rows_timer = False
-        self._told_at = -math.inf
 
     @property
     def run(self) -> RunDoc:
@@ -116,7 +142,18 @@ class Driver:
             self._scope.close()
             self._pack_rows()
             self.writer.close()
-            self.done.set()
+            self.is_done = True
+            if self._done is not None:
+                self._done.set()
+            self._over(self)
+
+    async def wait_done(self) -> None:
+        """Until the run is no longer driven."""
+        if self._done is None:
+            self._done = trio.Event()
+            if self.is_done:
+                self._done.set()
+        await self._done.wait()
 
     def _stop(self) -> Happening | None:
         """Why no step is to be entered now, if there is a reason."""
@@ -150,6 +187,7 @@ class Driver:
             happening = attempt.failed(_stray(step_id, error))
         finally:
             self._entered = None
+            attempt.end()
         return attempt.settle(happening)
 
     def _deadline(self) -> float:
@@ -249,6 +287,8 @@ class Driver:
 
     def once_lock(self, key: str) -> trio.Lock:
         """Single flight per key of `once`."""
+        if self._once_locks is None:
+            self._once_locks = {}
         return self._once_locks.setdefault(key, trio.Lock())
 
     # --- rows and frames -----------------------------------------------------------------------------------
@@ -331,9 +371,9 @@ class Driver:
     async def _flush_later(self) -> None:
         """A long step's lines are seen while it runs; a run that ends sooner sends them with its commit."""
         with trio.move_on_after(_ROW_DELAY):
-            await self.done.wait()
+            await self.wait_done()
         self._rows_timer = False
-        if not self.done.is_set():
+        if not self.is_done:
             self.flush_rows()
 
     def _pack_rows(self) -> None:
@@ -356,7 +396,7 @@ class Driver:
             self._unless_done(act)
 
     def _unless_done(self, act: Callable[[], None]) -> None:
-        if not self.done.is_set():
+        if not self.is_done:
             act()
 
 

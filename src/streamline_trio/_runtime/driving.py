@@ -21,7 +21,7 @@ async def drive(machinery: Machinery, run_id: str) -> None:
     if driver is None:
         return
     try:
-        await driver.done.wait()
+        await driver.wait_done()
     except trio.Cancelled:
         _hand_back(driver)
         raise

@@ -28,21 +28,37 @@ class Goto:
         self.target: str = target
 
 
+class _Asked:
+    """The suspensions of one entry so far; most entries have none."""
+
+    __slots__ = ("keys", "ordinals", "places")
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+        self.ordinals: dict[str, int] = {}
+        self.places: int = 0
+
+
 class Suspender:
     """One entry of one handler: what it has asked so far, and what it wants now."""
 
-    __slots__ = ("_keys", "_ordinals", "_places", "_step", "_task", "ended", "replayed", "scope", "wanted")
+    __slots__ = ("_asked", "_step", "_task", "ended", "replayed", "scope", "wanted")
 
     def __init__(self, step: str, scope: trio.CancelScope) -> None:
         self.scope: trio.CancelScope = scope
         self.wanted: Ask | Goto | None = None
-        self.replayed: list[tuple[str, int]] = []
+        self.replayed: tuple[tuple[str, int], ...] = ()
         self.ended: bool = False
         self._task: trio.lowlevel.Task | None = None
         self._step = step
-        self._keys: set[str] = set()
-        self._ordinals: dict[str, int] = {}
-        self._places = 0
+        self._asked: _Asked | None = None
+
+    @property
+    def asked(self) -> _Asked:
+        """What was asked so far."""
+        if self._asked is None:
+            self._asked = _Asked()
+        return self._asked
 
     def entered(self) -> None:
         """The calling task is the handler's own."""
@@ -52,13 +68,15 @@ class Suspender:
         """The key of the next suspension of this kind."""
         if name is not None:
             return f"={name}"
-        ordinal = self._ordinals.get(kind, 0)
-        self._ordinals[kind] = ordinal + 1
+        ordinals = self.asked.ordinals
+        ordinal = ordinals.get(kind, 0)
+        ordinals[kind] = ordinal + 1
         return f"{kind}#{ordinal}"
 
     def place(self) -> int:
         """The place of the next suspension."""
-        place, self._places = self._places, self._places + 1
+        asked = self.asked
+        place, asked.places = asked.places, asked.places + 1
         return place
 
     def require_possible(self, what: str) -> None:
@@ -83,7 +101,7 @@ class Suspender:
                 f"step {self._step}: {what} was called while the handler unwinds for another suspension",
                 step=self._step,
             )
-        if self._places >= MAX_SUSPENSIONS:
+        if self.asked.places >= MAX_SUSPENSIONS:
             raise SuspensionError(
                 f"step {self._step}: more than {MAX_SUSPENSIONS} suspensions in one step: use ctx.loop",
                 step=self._step,
@@ -102,9 +120,10 @@ class Suspender:
 
     def recorded(self, run: RunDoc, ask: Ask) -> Record | None:
         """The record of an earlier entry for this ask, after checking that the handler asks the same again."""
-        if ask.key in self._keys:
+        keys = self.asked.keys
+        if ask.key in keys:
             raise SuspensionError(f"step {self._step}: the name {ask.name!r} is used twice", step=self._step)
-        self._keys.add(ask.key)
+        keys.add(ask.key)
         attempt = run.step(self._step).attempts
         record = run.records.get(ask.key)
         if record is not None and record.attempt == attempt:
@@ -117,7 +136,7 @@ class Suspender:
         if record is None or record.ask != ask.ask:
             return None
         if record.attempt != attempt and record.outcome is not None:
-            self.replayed.append((ask.key, ask.place))
+            self.replayed += ((ask.key, ask.place),)
         return record
 
     def _mismatch(self, ask: Ask, record: Record) -> SuspensionMismatch:

@@ -64,6 +64,22 @@ class _Entry:
 class RunWriter:
     """Decides and commits, for as long as the run is leased to this worker under this fence."""
 
+    __slots__ = (
+        "_decisions",
+        "_in_flight",
+        "_lease",
+        "_noticed",
+        "_pending",
+        "_refreshing",
+        "_rows",
+        "_services",
+        "fence",
+        "lost",
+        "plan",
+        "run",
+        "worker",
+    )
+
     def __init__(self, services: Services, run: RunDoc, plan: Plan, *, noticed: Callable[[RunDoc], None]) -> None:
         lease = run.head.lease
         assert lease is not None, "a writer is for a run that is held"
@@ -76,8 +92,9 @@ class RunWriter:
         self._services = services
         self._noticed = noticed
         self._pending: list[_Entry] = []
-        self._in_flight: list[_Entry] = []
-        self._rows: list[AppendRows] = []
+        self._in_flight: Sequence[_Entry] = ()
+        self._decisions: Sequence[Decision] = ()
+        self._rows: tuple[AppendRows, ...] = ()
         self._refreshing = False
 
     @property
@@ -90,11 +107,11 @@ class RunWriter:
 
     def add_rows(self, rows: AppendRows) -> None:
         """Rows to go out with the next commit."""
-        self._rows.append(rows)
+        self._rows += (rows,)
 
     def flush_rows(self) -> None:
         """Send the waiting rows now, without a commit."""
-        rows, self._rows = self._rows, []
+        rows, self._rows = self._rows, ()
         for row in rows:
             self._services.committer.post(row, _ignore)
 
@@ -130,6 +147,7 @@ class RunWriter:
             self.flush_rows()
         if not self._in_flight:
             self._fail_pending(HolderGone())
+        self._noticed = _ignore  # else it and its driver would hold each other
 
     def _flush(self) -> None:
         entries, self._pending = self._pending, []
@@ -144,9 +162,9 @@ class RunWriter:
             _finish(entries)
             return
         self._in_flight = entries
-        rows, self._rows = self._rows, []
-        update = Update(self.run, run, _touched(decisions))
-        self._services.committer.post(update, lambda outcome: self._settle(outcome, run, decisions), rows)
+        rows, self._rows = self._rows, ()
+        self._decisions = decisions
+        self._services.committer.post(Update(self.run, run, _touched(decisions)), self._settle, rows)
 
     def _decide(self, entries: list[_Entry]) -> list[Decision]:
         """Decide one happening on the result of the other; one that is refused fails alone.
@@ -170,11 +188,12 @@ class RunWriter:
             decisions.append(decision)
         return decisions
 
-    def _settle(self, outcome: Outcome, run: RunDoc, decisions: Sequence[Decision]) -> None:
+    def _settle(self, outcome: Outcome) -> None:
         """The committer tells what became of the write in flight."""
-        entries, self._in_flight = self._in_flight, []
+        entries, self._in_flight = self._in_flight, ()
+        decisions, self._decisions = self._decisions, ()
         if isinstance(outcome, Applied):
-            self.run = run
+            self.run = run = decisions[-1].run
             self._services.committed(run, decisions)
             _finish(entries)
             self._noticed(run)
@@ -217,7 +236,7 @@ class RunWriter:
         else:
             self._noticed(stored)
 
-    def _lose(self, entries: list[_Entry], error: StreamlineError) -> None:
+    def _lose(self, entries: Sequence[_Entry], error: StreamlineError) -> None:
         """The run is not ours any more, or we cannot tell: write nothing further."""
         self.lost = True
         self._fail(entries, error)
@@ -228,7 +247,7 @@ class RunWriter:
         pending, self._pending = self._pending, []
         self._fail(pending, error)
 
-    def _fail(self, entries: list[_Entry], error: BaseException) -> None:
+    def _fail(self, entries: Sequence[_Entry], error: BaseException) -> None:
         for entry in entries:
             entry.fail(error)
 
@@ -247,10 +266,10 @@ def _touched(decisions: Sequence[Decision]) -> Touched:
     return touched
 
 
-def _finish(entries: list[_Entry]) -> None:
+def _finish(entries: Sequence[_Entry]) -> None:
     for entry in entries:
         entry.finish()
 
 
-def _ignore(_outcome: Outcome) -> None:
-    """Rows are a courtesy: losing them fails nobody."""
+def _ignore(_told: object) -> None:
+    """Nobody is there any more to be told; or it is about rows, which are a courtesy."""

@@ -46,7 +46,7 @@ _replace = msgspec.structs.replace
 MapName = Literal["steps", "records", "checkpoints", "memos", "inbox", "seen"]
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """The next run, and what to publish once it is committed. Nothing to do: `run` is the same object.
 
     `touched` names the entries of the run's maps that may differ from before.
