@@ -99,16 +99,18 @@ def join(parts: Mapping[str, bytes], run_id: str | None = None) -> RunDoc:
     Raises `DataCorruption` with `run` and `part` if a part is missing, does not decode, or belongs to another
     run than `run_id`.
     """
-    fields: dict[str, Any] = {kind.attribute: {} for kind in MAPS}
-    for name, body in parts.items():
-        prefix, slash, key = name.partition("/")
-        try:
-            if not slash and name in _DECODERS:
-                fields[name] = _DECODERS[name](body)
-            elif kind := _BY_PREFIX.get(prefix + slash):
-                fields[kind.attribute][key] = kind.decode(body)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise _corrupt(parts, run_id, name, str(error)) from error
+    fields: dict[str, Any] = {}
+    name = ""
+    try:
+        for name, body in parts.items():
+            if (decode := _DECODERS.get(name)) is not None:
+                fields[name] = decode(body)
+                continue
+            prefix, slash, key = name.partition("/")
+            if kind := _BY_PREFIX.get(prefix + slash):
+                fields.setdefault(kind.attribute, {})[key] = kind.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _corrupt(parts, run_id, name, str(error)) from error
     for name in _DECODERS:
         if name not in fields:
             raise _corrupt(parts, run_id, name, "it is missing")

@@ -93,9 +93,9 @@ class Driver:
         *,
         over: Callable[[Driver], None],
     ) -> None:
-        self.services = services
-        self.workflow = workflow
-        self.threads = threads
+        self.services: Services = services
+        self.workflow: Workflow[Any, Any] = workflow
+        self.threads: HandlerThreads = threads
         self._over = over
         self._entered: Attempt | None = None
         self._scope = HandlerScope()

@@ -7,6 +7,8 @@ from types import TracebackType
 
 import trio
 
+INNERMOST = "_cancel_status"
+
 
 class HandlerScope:
     """A cancel scope around every handler of a run, one after the other.
@@ -64,4 +66,4 @@ class HandlerScope:
 
 def _innermost() -> object:
     """The innermost scope of the calling task; None if trio does not tell."""
-    return getattr(trio.lowlevel.current_task(), "_cancel_status", None)
+    return getattr(trio.lowlevel.current_task(), INNERMOST, None)

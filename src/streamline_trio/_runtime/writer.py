@@ -84,7 +84,7 @@ class RunWriter:
         lease = run.head.lease
         assert lease is not None, "a writer is for a run that is held"
         self.run: RunDoc = run
-        self.plan = plan
+        self.plan: Plan = plan
         self._lease = lease
         self.worker: str = lease.worker
         self.fence: int = lease.fence

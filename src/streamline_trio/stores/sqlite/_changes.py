@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from streamline_trio._core.codec import HEAD, encode, split
 from streamline_trio._core.diff import changed
@@ -20,8 +20,7 @@ from streamline_trio.stores._derived import (
 from streamline_trio.stores.sqlite._columns import Value, fixed, has_moved, moving
 
 
-@dataclass(slots=True)
-class RunInsert:
+class RunInsert(msgspec.Struct, gc=False):
     """A new run."""
 
     run_id: str
@@ -33,8 +32,7 @@ class RunInsert:
     parts: dict[str, bytes]
 
 
-@dataclass(slots=True)
-class RunUpdate:
+class RunUpdate(msgspec.Struct, gc=False):
     """An update; `moving` is None when no column beside the head changes."""
 
     run_id: str
