@@ -94,7 +94,7 @@ def test_trio_tells_which_scope_is_the_innermost() -> None:
     async def main() -> None:
         before = getattr(trio.lowlevel.current_task(), handler_scope.INNERMOST)
         assert before is not None
-        with trio.CancelScope():
+        async with trio.open_nursery():
             assert getattr(trio.lowlevel.current_task(), handler_scope.INNERMOST) is not before
 
     testing.run(main)
