@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import threading
@@ -43,6 +44,7 @@ Ts = TypeVarTuple("Ts")
 
 READERS = 2
 PREPARED = 512
+PATIENCE = 0.1
 
 _SETTINGS = (
     "synchronous = FULL",
@@ -65,7 +67,8 @@ class SqliteStore:
     """Runs in one SQLite file, shared by the processes of one machine; the store for one machine.
 
     Every method makes one hop to a thread: writes one at a time, reads two at a time. Waiting for a free thread
-    is the only cancel point; what was begun is carried out and its outcome returned, cancelled or not. A batch
+    is a cancel point, and so is waiting for the file's write lock while another process has it; what was begun
+    is carried out and its outcome returned, cancelled or not. A batch
     of writes is one transaction, synced to the disk before `write` returns; reads see the last committed one.
     One object may serve several trio runs, one after the other or at once in threads of their own.
 
@@ -84,6 +87,11 @@ class SqliteStore:
             raise ValueError("a SqliteStore needs a file; MemoryStore keeps runs in memory")
         self.path: str = str(Path(path).absolute())
         self._busy_timeout = busy_timeout
+        # SQLite's own waiting cannot be ended, so that the writer waits for a little while at a time.
+        self._patience = min(PATIENCE, busy_timeout)
+        self._turn = _writer.Turn(
+            math.ceil(busy_timeout / self._patience) if busy_timeout > 0 else 1, lambda: self._thread.is_given_up
+        )
         self._opened = 0
         self._users = 0
         self._users_lock = threading.Lock()
@@ -138,6 +146,9 @@ class SqliteStore:
         """Apply a batch in one transaction (conditions 1 to 8); listeners are told before it returns."""
         try:  # not `_mapped`, whose generator would cost every commit
             verdicts = await self._thread.run(self._write, batch)
+        except _writer.NotBegun as error:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise StoreUnavailable(f"{self.path}: {error.__cause__}", path=self.path) from error
         except (sqlite3.Error, OSError) as error:
             raise self._as_ours(error) from error
         for write, verdict in zip(batch, verdicts, strict=True):
@@ -274,7 +285,7 @@ class SqliteStore:
     def _write(self, batch: Sequence[Write]) -> list[Verdict]:
         if self._writer is None:
             raise self._not_open()
-        return _writer.write(self._writer, batch)
+        return _writer.write(self._writer, batch, self._turn)
 
     def _open(self) -> None:
         if self._opened == 0:
@@ -290,6 +301,7 @@ class SqliteStore:
         try:
             opened.append(self._connect(path))
             prepare_file(opened[0], path)
+            opened[0].execute(f"PRAGMA busy_timeout = {self._patience * 1000:.0f}")
             for _ in range(READERS):
                 opened.append(self._connect(path))
                 opened[-1].execute("PRAGMA query_only = ON")
