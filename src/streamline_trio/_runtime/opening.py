@@ -59,8 +59,8 @@ async def open_engine(
     what another process wrote may go unseen. Leaving the block drains: nothing further begins, steps that run
     have `drain_timeout` to end, then they are cancelled and their runs handed back; all tasks have ended when
     it is left. A store that does not take these last writes within seconds is not waited for: other workers then
-    find the runs as those of a worker that crashed. An exception of the body leaves unchanged. `clock` and `chance` (ids and randomness) are for
-    tests. Raises `DefinitionError`, `ValidationError`, `StoreUnavailable`.
+    find the runs as those of a worker that crashed. An exception of the body leaves unchanged. `clock` and
+    `chance` (ids and randomness) are for tests. Raises `DefinitionError`, `ValidationError`, `StoreUnavailable`.
     """
     options = Options(
         name=_checked_name(name),
