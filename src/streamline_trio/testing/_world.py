@@ -8,8 +8,9 @@ must come to rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import trio
 import trio.testing
@@ -28,12 +29,32 @@ from streamline_trio.testing._world_clients import Clients, judge, judge_broadca
 from streamline_trio.testing._world_director import Director
 from streamline_trio.testing._world_gate import Call, Gate, GatedStore
 from streamline_trio.testing._world_node import Node, SkewedClock, observed
-from streamline_trio.testing._world_scenario import Scenario
+from streamline_trio.testing._world_scenario import Scenario, ScenarioMistake
 from streamline_trio.testing._world_summary import Summary
 
 _LONGEST_CALM = 3_000
 _LONG = 60.0
 _LONGEST_LEAVE = 300.0
+
+
+class _Note(NamedTuple):
+    """Something that happened, to be told perhaps."""
+
+    at: float
+    who: str
+    text: str
+    args: tuple[Any, ...]
+    beat: int | None
+
+
+def _folded(notes: Iterable[_Note]) -> Iterator[str]:
+    for is_beat, group in groupby(notes, lambda note: note.beat is not None):
+        told = list(group)
+        beats = len({note.beat for note in told})
+        if is_beat and beats > 1:
+            yield f"t=+{told[-1].at:.2f}s     ... {beats} beats"
+        else:
+            yield from (f"t=+{note.at:.2f}s {note.who:3} {note.text.format(*note.args)}" for note in told)
 
 
 class World:
@@ -61,7 +82,9 @@ class World:
         self.asking: dict[int, trio.CancelScope] = {}
         self.clients: Clients = Clients(self)
         self.clock: trio.testing.MockClock = trio.testing.MockClock()
-        self._notes: list[tuple[float, str, str, tuple[Any, ...]]] = []
+        self.mistake: ScenarioMistake | None = None
+        """What the author of the scenario left out or got wrong; `run` raises it."""
+        self._notes: list[_Note] = []
         self._nursery: trio.Nursery | None = None
         self._right_time: VirtualClock | None = None
         self._options: dict[str, Any] = {
@@ -81,31 +104,36 @@ class World:
         """The laws that were broken."""
         return self.witness.wrong
 
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether there is nothing more to find out: a law was broken, or the scenario makes no sense."""
+        return bool(self.wrong) or self.mistake is not None
+
     def run(self) -> None:
-        """Play the whole schedule."""
+        """Play the whole schedule. Raises `ValidationError` for a mistake of whoever wrote the scenario."""
         self.scenario.begin(self)
         with same_order(self.noise):
             trio.run(self._main, clock=self.clock)
+        if self.mistake is not None:
+            raise self.mistake
         if not self.wrong:
             self._judge_settled()
         self._sum_up()
 
     def lines(self) -> list[str]:
-        """The schedule, a line for each thing that happened."""
-        return [
-            f"{number:4} t=+{at:.2f}s {who:3} {text.format(*args)}"
-            for number, (at, who, text, args) in enumerate(self._notes, 1)
-        ]
+        """The schedule, a line for each thing that happened; beats in a row that got through share one."""
+        return [f"{number:4} {line}" for number, line in enumerate(_folded(self._notes), 1)]
 
-    def note(self, who: str, text: str, *args: Any) -> None:
-        """Tell of something, formatted only when it is read."""
-        self._notes.append((trio.current_time(), who, text, args))
+    def note(self, who: str, text: str, *args: Any, beat: int | None = None) -> None:
+        """Tell of something, formatted only when it is read; `beat`: the call of a beat that gets through."""
+        self._notes.append(_Note(trio.current_time(), who, text, args, beat))
 
     def _told(self, call: Call, what: str) -> None:
+        beat = call.number if call.is_beat and what == "applied" else None
         if self.gate.is_open:
-            self.note(call.node, "call {}: {}: {}", call.number, call, what)
+            self.note(call.node, "call {}: {}: {}", call.number, call, what, beat=beat)
         else:
-            self.note(call.node, "    call {}: {}", call.number, what)
+            self.note(call.node, "    call {}: {}", call.number, what, beat=beat)
 
     # --- playing -------------------------------------------------------------------------------------------
 
@@ -118,8 +146,10 @@ class World:
                 director = Director(self)
                 await director.direct()
                 self.summary.longest = director.moves
-                if not self.wrong:
+                if not self.is_spoilt:
                     await self._calm()
+            except ScenarioMistake as mistake:
+                self.mistake = mistake
             except Exception as error:  # noqa: BLE001 - told like every other finding, with the schedule
                 self.wrong.append(f"the world ended with {error!r}")
             await self._end()
@@ -200,7 +230,7 @@ class World:
         """Until every run has settled; the outside helps those that are at rest."""
         for _ in range(_LONGEST_CALM):
             left = self._left()
-            if self.wrong or (not left and not self.clients.book.watching):
+            if self.is_spoilt or (not left and not self.clients.book.watching):
                 return
             for run in left:
                 if run.head.lease is None and run.head.due_at is None:
@@ -237,12 +267,16 @@ class World:
         if run.head.paused:
             await handle.unpause()
         elif waits and waits[0].kind == "human":
-            await clients.answer(node, run.id, self.scenario.answer(waits[0], self.chooser))
+            value = clients.draw_answer(run.id, waits[0])
+            with clients.asked(f"answer {run.id} with {value!r}"):
+                await clients.answer(node, run.id, value)
         elif waits:
             id = f"s{len(clients.book.signals) + 1}"
             name = waits[0].signal
-            clients.book.signals[run.id, id] = name, self.scenario.signal(name, self.chooser)
-            await clients.emit(node, run.id, id)
+            value = clients.draw_signal(run.id, name)
+            clients.book.signals[run.id, id] = name, value
+            with clients.asked(f"signal {name} to {run.id}: {value!r}"):
+                await clients.emit(node, run.id, id)
 
     # --- the end -------------------------------------------------------------------------------------------
 
@@ -250,14 +284,14 @@ class World:
         """Leave every engine, or end them all when something is wrong already."""
         self.gate.open()
         self.clock.autojump_threshold = 0
-        if not self.wrong:
+        if not self.is_spoilt:
             for node in self.nodes:
                 node.leave()
             with trio.move_on_after(_LONGEST_LEAVE):
                 while any(node.is_alive for node in self.nodes):  # noqa: ASYNC110 - time is skipped
                     await trio.sleep(1)
         left = [node for node in self.nodes if node.is_alive]
-        if left and not self.wrong:
+        if left and not self.is_spoilt:
             self.wrong.append(f"{', '.join(node.name for node in left)}: leaving does not end")
         for node in left:
             await self.kill(node)

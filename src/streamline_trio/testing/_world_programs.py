@@ -14,7 +14,7 @@ from streamline_trio._core.documents import Record, RunDoc
 from streamline_trio._core.errors import NonRetriable, WaitTimedOut, WaitWithdrawn
 from streamline_trio._runtime.context import StepContext
 from streamline_trio.testing._world_choices import Chooser
-from streamline_trio.testing._world_scenario import Scenario, Start
+from streamline_trio.testing._world_scenario import VERBS, Scenario, Start
 
 if TYPE_CHECKING:
     from streamline_trio.testing._world import World
@@ -83,7 +83,6 @@ _SIZES: dict[str, Sequence[float]] = {
     "flaky": (1, 2, 3),
     "once": (0, 1),
 }
-VERBS = ("cancel", "pause", "unpause", "retry", "rewind", "withdraw", "delete", "drive", "watch", "look")
 
 
 def draw_programs(chooser: Chooser) -> Scenario:
