@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -157,6 +158,9 @@ def test_beats_in_a_row_share_a_line():
 # --- whoever writes a scenario makes mistakes ----------------------------------------------------------------
 
 
+ORDER: Any = "order"
+
+
 def asking(**said):
     """A scenario of one run that waits for a person, for a signal, and returns both."""
 
@@ -178,7 +182,7 @@ def asking(**said):
         ({}, "run r1 waits for an answer to 'agree?', but the scenario has none: give it with Scenario(answers="),
         (
             {"answers": {"agree?": [True]}},
-            "signal 'paid' is to be sent to run r1, but the scenario has no such signal",
+            "to be sent to run r1, but the scenario has no such signal",
         ),
         (
             {"answers": {"agree?": ["perhaps"]}, "signals": {"paid": [1]}},
@@ -190,7 +194,7 @@ def asking(**said):
         ({"signals": ["paid"]}, "signals= is a mapping, not ['paid']"),
         ({"verbs": ["cancle"]}, "verbs= has 'cancle'; the verbs are cancel, pause"),
         ({"starts": ["order"]}, "starts[0] is a Start, not 'order'"),
-        ({"starts": [Start(*["order"])]}, "starts[0] is of a Workflow, not of 'order'"),
+        ({"starts": [Start(ORDER)]}, "starts[0] is of a Workflow, not of 'order'"),
         ({"starts": [Start(Workflow("other"))]}, "starts[0] is of <Workflow other 1.0.0: no steps>, and the"),
     ],
 )
