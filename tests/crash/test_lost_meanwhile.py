@@ -48,7 +48,7 @@ async def test_a_memo_that_a_rewind_takes_away_as_it_is_stored_is_a_lost_lease()
         def rewind_elsewhere(run: RunDoc) -> None:
             if run.memos:
                 writer._noticed = noticed
-                writer.refresh(decide(run, Rewound(to="step", lease_dead=True), workflow.plan, 10**13, "other").run)
+                writer.refresh(decide(run, Rewound(to="step", lease_dead=True), workflow.plan, 10**13, 1).run)
 
         writer._noticed = rewind_elsewhere
         try:
