@@ -39,7 +39,7 @@ async def test_a_refusal_is_that_of_the_last_decision():
         store.close()
         nursery.start_soon(writer.commit, StateSet(state=b"\x01", **held))
         await store.parked.wait()
-        # These three are decided together, once that has come through: no wait is open, so both answers are refused.
+        # These three are decided together once that is through: no wait is open, so both answers are refused.
         nursery.start_soon(writer.commit, StateSet(state=b"\x02", **held))
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(answer, None)
