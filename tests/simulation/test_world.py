@@ -80,6 +80,8 @@ def test_the_schedules_meet_every_kind_of_fault_verb_operation_and_transition():
     assert possible <= set(summary.of("transitions"))
     assert {"done", "failed", "cancelled"} <= set(summary.of("runs"))
     assert summary.of("in all")["take-overs"] > 0
+    assert summary.of("ends of calls")["done during a pause"] >= 2
+    assert summary.of("ends of calls")["done during a drain"] >= 2
 
 
 @pytest.mark.parametrize("name", REGRESSIONS)

@@ -317,6 +317,8 @@ class World:
                 "transitions" if before or after in SETTLED or after in {"draft", "running"} else "side documents"
             )
             summary.count(kind, f"{before or 'new'} -> {after}", times)
+        for circumstance, times in witness.endings.items():
+            summary.count("ends of calls", circumstance, times)
         for run_id in witness.versions:
             head = witness.run(run_id).head
             summary.count("runs", head.status + (" (dead letter)" if head.dead_lettered else ""))

@@ -49,7 +49,7 @@ class Director:
             (self._freeze, 2),
             (self._open, 4),
             (self._crash, 2),
-            (self._leave, 1),
+            (self._leave, 2),
             (self._skew, 1),
             (self._drop_client, 2),
         ):
