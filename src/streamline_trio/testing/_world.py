@@ -19,6 +19,7 @@ from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.durations import instant_millis
 from streamline_trio._core.status import SETTLED
+from streamline_trio._runtime.care import LOOKS_PER_LEASE
 from streamline_trio._runtime.clock import Chance, VirtualClock
 from streamline_trio.stores.memory import MemoryStore
 from streamline_trio.testing._scheduler import same_order
@@ -199,15 +200,15 @@ class World:
         self.wrong.extend(judge_broadcasts(self))
 
     async def _claim_all(self) -> None:
-        """Whatever could go on when the faults stopped has gone on after two leases and polls."""
+        """Whatever could go on when the faults stopped has gone on after a lease, a look at workers and a poll."""
         stuck = self._movable()
-        await trio.sleep(2 * (self.scenario.lease + self.scenario.poll_interval))
+        await trio.sleep(self.scenario.lease * (1 + 1 / LOOKS_PER_LEASE) + self.scenario.poll_interval)
         if self._capacity < len(self.clients.book.started):
             return
         for run_id, revision in stuck.items():
             run = self.witness.run(run_id)
             if run_id not in self.witness.deleted and run.head.revision == revision and not self._is_held(run):
-                self.wrong.append(f"{run_id}: nobody went on with it within two leases of the last fault")
+                self.wrong.append(f"{run_id}: nobody went on with it in time after the last fault")
 
     def _movable(self) -> dict[str, int]:
         runs = [self.witness.run(run_id) for run_id in self.witness.versions]

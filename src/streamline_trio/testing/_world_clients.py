@@ -277,9 +277,12 @@ class Clients:
 
         async def act() -> None:
             self.book.cancels.add(run_id)
+            known = len(witness.versions.get(run_id, ()))
             await engine.run(run_id).cancel("so chosen")
             run = witness.run(run_id)
-            if run.head.status not in SETTLED:
+            seen = witness.versions[run_id][max(known - 1, 0) :]
+            # Where it had settled at some moment of the call, this was a no-op, whatever has revived it since.
+            if not any(version.head.status in SETTLED for version in seen):
                 self.book.doomed.setdefault(run_id, run.head.revision)
                 if not run.head.cancel_requested:
                     witness.wrong.append(f"{run_id}: a cancellation was acknowledged and is not stored")
