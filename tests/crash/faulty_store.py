@@ -15,7 +15,7 @@ from streamline_trio.testing._faulty_store import When
 from streamline_trio.testing._wrapped_store import Act
 
 LONGEST_PARK = 100.0
-SLOW = 5.0
+SLOW = 2.0
 
 __all__ = [
     "Act",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sqlite3
 import threading
 from contextlib import suppress
 from typing import Any
@@ -13,6 +14,7 @@ import trio.testing
 
 from streamline_trio import MemoryStore, SqliteStore, StoreUnavailable, Workflow, open_engine
 from streamline_trio._core.store import Insert, PutSide, Update
+from streamline_trio._runtime import opening
 from streamline_trio.testing import crash
 from tests.crash.faulty_store import SLOW, Act, BrokenStore, ParkingStore, WrappedStore
 from tests.crash.scenes import (
@@ -26,6 +28,7 @@ from tests.crash.scenes import (
     worker_states,
 )
 
+LAST_WRITES = 5.0
 STORES = pytest.mark.parametrize("exclusive", [True, False])
 
 
@@ -155,10 +158,10 @@ async def test_what_is_being_taken_while_leaving_is_handed_back(kind, drain):
             body_nursery.start_soon(lambda: engine.start(workflow, run_id="r"))
         await parking.parked.wait()
         parking.slow = lambda batch: any(isinstance(write, Update) for write in batch)
-        nursery.start_soon(release_after, parking, 20)
+        nursery.start_soon(release_after, parking, 3)
         left_at = trio.current_time()
         body_nursery.cancel_scope.cancel()
-    assert trio.current_time() - left_at <= 20 + 2 * SLOW
+    assert trio.current_time() - left_at <= 3 + 2 * SLOW
     document = await store.load("r")
     assert document is not None
     assert (document.head.lease, document.head.recoveries) == (None, 0)
@@ -170,7 +173,7 @@ async def test_what_is_being_taken_while_leaving_is_handed_back(kind, drain):
 
 @virtual
 async def test_leaving_is_bounded_while_the_store_is_unavailable():
-    """Proves that an engine whose store is gone for good leaves within few leases, however many runs it has."""
+    """Proves that an engine whose store is gone for good leaves within seconds, however many runs it has."""
     store, gate = BrokenStore(MemoryStore(exclusive=False)), Gate()
     workflow = gate.workflow()
     async with open_engine(store, workflow, drain_timeout=1, **OPTIONS) as engine:
@@ -180,8 +183,42 @@ async def test_leaving_is_bounded_while_the_store_is_unavailable():
         store.broken = True
         store.breaks = lambda name, _args: name != "drop_worker"
         left_at = trio.current_time()
-    assert trio.current_time() - left_at <= 1 + 4 * LEASE
+    assert trio.current_time() - left_at <= 1 + 2 * LAST_WRITES
     assert len(gate.left) == 30
+
+
+@virtual
+async def test_leaving_is_bounded_while_the_store_does_not_answer():
+    """Proves that writes that hang are given up within seconds, and that the lock tells that the worker is gone."""
+    inner, gate = MemoryStore(exclusive=False), Gate()
+    store = ParkingStore(inner)
+    workflow = gate.workflow()
+    async with open_engine(store, workflow, drain_timeout=1, lease=60) as engine:
+        run_id = (await engine.start(workflow)).id
+        await gate.entered.wait()
+        worker = engine.worker_id
+        store.close()
+        left_at = trio.current_time()
+    assert trio.current_time() - left_at <= 1 + 2 * LAST_WRITES
+    assert await inner.lease_holders() == [worker]
+    assert await inner.worker_gone(str(worker))
+    gate.open.set()
+    async with open_engine(inner, workflow) as engine:
+        began = trio.current_time()
+        document = await engine.run(run_id).wait()
+        assert trio.current_time() - began < 1
+        assert (document.status, document.recoveries) == ("done", 1)
+
+
+async def test_leaving_does_not_wait_for_a_process_that_holds_the_file(tmp_path, monkeypatch):
+    """Proves that an idle engine leaves within seconds though another process, say a frozen one, has the file."""
+    monkeypatch.setattr(opening, "_LAST_WRITES", 0.2)
+    path = tmp_path / "runs.db"
+    other = sqlite3.connect(path, isolation_level=None)
+    with trio.fail_after(30):
+        async with open_engine(SqliteStore(path, busy_timeout=600), simple(returns_done), lease=600):
+            other.execute("BEGIN IMMEDIATE")
+    other.close()
 
 
 @virtual

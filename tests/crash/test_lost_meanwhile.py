@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import trio
 import trio.testing
 
-from streamline_trio import MemoryStore, open_engine
+from streamline_trio import LeaseLost, MemoryStore, StepContext, open_engine
 from streamline_trio._core.decide import decide
-from streamline_trio._core.happenings import Claimed
+from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.happenings import Claimed, Rewound
 from streamline_trio._core.store import Applied, Update
 from tests.crash.faulty_store import ParkingStore
-from tests.crash.scenes import OPTIONS, Gate, virtual
+from tests.crash.scenes import OPTIONS, Gate, simple, virtual
 
 
 @virtual
@@ -31,3 +34,35 @@ async def test_a_verb_whose_engine_loses_the_run_meanwhile_goes_through_the_stor
         store.release()
         await trio.testing.wait_all_tasks_blocked()
         assert (await store.inner.load(handle.id)).head.paused
+
+
+@virtual
+async def test_a_memo_that_a_rewind_takes_away_as_it_is_stored_is_a_lost_lease():
+    """Proves that `once` says `LeaseLost` when the run is rewound elsewhere before it has looked at its result."""
+    seen: list[object] = []
+
+    async def body(ctx: StepContext[Any, Any]) -> object:
+        writer = ctx._driver.writer
+        noticed = writer._noticed
+
+        def rewind_elsewhere(run: RunDoc) -> None:
+            if run.memos:
+                writer._noticed = noticed
+                writer.refresh(decide(run, Rewound(to="step", lease_dead=True), workflow.plan, 10**13, 1).run)
+
+        writer._noticed = rewind_elsewhere
+        try:
+            await ctx.once("key", lambda: "value")
+        except Exception as error:
+            seen.append(error)
+            raise
+        return "not reached"
+
+    workflow = simple(body)
+    store = MemoryStore(exclusive=False)
+    async with open_engine(store, workflow, drain_timeout=0, **OPTIONS) as engine:
+        await engine.start(workflow)
+        await trio.testing.wait_all_tasks_blocked()
+    (error,) = seen
+    assert isinstance(error, LeaseLost)
+    assert error.meta["step"] == "step"

@@ -290,6 +290,27 @@ async def test_verbs_of_the_stage_need_one(verb):
     """Proves that a stand-in that dies on purpose says so when nobody is there to take over."""
     with pytest.raises(LookupError, match=f"{verb.__name__}.. is for handlers that run in `play`"):
         await verb()
+    async with open_stage("memory:", counting()[0]):
+        with pytest.raises(LookupError, match=f"{verb.__name__}.. was called by the scenario, which is no worker"):
+            await verb()
+    with pytest.raises(LookupError, match=f"{verb.__name__}.. is for handlers that run in `play`"):
+        await verb()
+
+
+def test_where_one_engine_does_all_none_can_take_over():
+    """Proves that the verbs say why they cannot be had beside a store that fails."""
+    workflow: Workflow[Any, Any] = Workflow("w")
+
+    @workflow.step(attempts=1)
+    async def step(_ctx: StepContext[Any, Any]) -> None:
+        await crash_here()
+
+    async def scenario(engine: Engine) -> str:
+        error = (await (await engine.start(workflow)).wait()).error
+        return "" if error is None else error.message
+
+    told = play(scenario, workflow, mishap=FailCall(0))
+    assert "crash_here(): with FailCall(call=0) there is one engine only" in told
 
 
 # --- deliveries ----------------------------------------------------------------------------------------------
@@ -513,11 +534,27 @@ def test_a_scenario_that_hangs_ends(store):
     async def scenario(engine: Engine) -> None:
         await (await engine.start(workflow)).result()
 
-    with pytest.raises(trio.TooSlowError):
+    with pytest.raises(trio.TooSlowError, match=r"did not end within 0.3 s of (skipped|real) time; timeout= gives"):
         play(scenario, workflow, store=store, timeout=0.3)
     if store is MemoryStore:
-        with pytest.raises(trio.TooSlowError):
+        with pytest.raises(trio.TooSlowError, match=r"within 3.1536e\+07 s of skipped time"):
             play(scenario, workflow)
+
+
+def test_a_store_is_played_on_once():
+    """Proves that a store that another play has changed is refused, also behind a wrapper."""
+    workflow, _taken = counting()
+
+    async def scenario(_engine: Engine) -> None:
+        pass
+
+    one = MemoryStore()
+    with pytest.raises(ValidationError, match="a store that another play has had"):
+        sweep(scenario, workflow, store=lambda: one)
+    with pytest.raises(ValidationError, match="a store that another play has had"):
+        play(scenario, workflow, store=lambda: FaultyStore(one))
+    with pytest.raises(ValidationError, match="a function that gives a store, and it gives 'memory:'"):
+        play(scenario, workflow, store=lambda: "memory:")  # type: ignore[arg-type, return-value]
 
 
 def test_a_sweep_takes_only_kinds_of_mishaps():

@@ -70,7 +70,7 @@ FAULTS = (
     elif turn.is_overdue:""",
         after="    if turn.is_overdue:",
         tests=("tests/unit/test_decide_claiming.py::test_a_cancellation_beats_the_dead_letter",),
-        seed=213,
+        seed=303,
     ),
     Fault(
         name="paused-run-taken-over",
@@ -104,7 +104,7 @@ FAULTS = (
             "tests/unit/test_decide_stepping.py::test_a_leaving_worker_begins_nothing",
             "tests/unit/test_decide_stepping.py::test_a_paused_run_finishes_its_step_and_begins_no_other",
         ),
-        seed=304,
+        seed=115,
     ),
     Fault(
         name="cancel-lost-at-the-step-end",

@@ -111,7 +111,7 @@ FAULTS = (
         before="    if after.head.commits[-1] in stored.head.commits:\n        return Applied()\n",
         after="",
         tests=("tests/crash/test_faults.py::test_any_call_may_fail_in_memory[Plain-True]",),
-        seed=89,
+        seed=479,
     ),
     Fault(
         name="doubtful-insert-always-ours",
@@ -206,7 +206,7 @@ FAULTS = (
         before="if driver.writer.worker != self._worker():",
         after="if False:",
         tests=("tests/crash/test_leases.py::test_what_is_taken_under_a_retired_id_is_not_driven[Insert]",),
-        seed=399,
+        seed=6,
     ),
     Fault(
         name="observer-too-eager",
@@ -242,7 +242,7 @@ FAULTS = (
         for side in sides:
 """,
         tests=("tests/crash/test_windows.py::test_a_worker_that_enlists_during_a_look_round_is_not_dead",),
-        seed=445,
+        seed=204,
     ),
     Fault(
         name="expected-runs-handed-back",

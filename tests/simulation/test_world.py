@@ -1,17 +1,30 @@
 """The simulated world: what CI plays, and that it can fail, repeat itself and make its findings small."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from streamline_trio import ValidationError, Workflow
 from streamline_trio._core.status import RUN_TRANSITIONS
-from streamline_trio.testing import Chooser, SimulationFailed, Summary, World, replay, simulate
+from streamline_trio.testing import (
+    Chooser,
+    Scenario,
+    SimulationFailed,
+    Start,
+    Summary,
+    World,
+    replay,
+    simulate,
+)
 from streamline_trio.testing import world as command
 from streamline_trio.testing._world_choices import shrink
-from streamline_trio.testing._world_programs import _KINDS, VERBS, draw_programs
+from streamline_trio.testing._world_programs import _KINDS, draw_programs
+from streamline_trio.testing._world_scenario import VERBS
 from tests.simulation.planted import PLANTED
 from tests.simulation.regressions import REGRESSIONS
 
@@ -67,6 +80,8 @@ def test_the_schedules_meet_every_kind_of_fault_verb_operation_and_transition():
     assert possible <= set(summary.of("transitions"))
     assert {"done", "failed", "cancelled"} <= set(summary.of("runs"))
     assert summary.of("in all")["take-overs"] > 0
+    assert summary.of("ends of calls")["done during a pause"] >= 2
+    assert summary.of("ends of calls")["done during a drain"] >= 2
 
 
 @pytest.mark.parametrize("name", REGRESSIONS)
@@ -131,3 +146,88 @@ def test_the_command_says_what_was_tried(capsys):
     """Proves that the search from the command line ends well and with a table."""
     assert command.main(["--seed", "5", "--schedules", "3"]) == 0
     assert "schedules" in capsys.readouterr().out
+
+
+def test_beats_in_a_row_share_a_line():
+    """Proves that a schedule tells of its faults, and not at length of workers that are alive."""
+    told = [line for seed in range(8) for line in lines_of(seed)]
+    folded = [line for line in told if line.endswith(" beats")]
+    assert any(line.partition("... ")[2] == "2 beats" for line in folded)
+    following = itertools.pairwise(told)
+    assert not any(one.endswith(" beats") and other.endswith(" beats") for one, other in following)
+
+
+# --- whoever writes a scenario makes mistakes ----------------------------------------------------------------
+
+
+ORDER: Any = "order"
+
+
+def asking(**said):
+    """A scenario of one run that waits for a person, for a signal, and returns both."""
+
+    def make(_chooser):
+        workflow = Workflow("order", input=dict)
+
+        @workflow.step
+        async def ask(ctx):
+            return await ctx.wait("agree?", returns=bool), await ctx.wait_for("paid")
+
+        return Scenario(workflow, **{"starts": [Start(workflow, {})], **said})
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({}, "run r1 waits for an answer to 'agree?', but the scenario has none: give it with Scenario(answers="),
+        (
+            {"answers": {"agree?": [True]}},
+            "to be sent to run r1, but the scenario has no such signal",
+        ),
+        (
+            {"answers": {"agree?": ["perhaps"]}, "signals": {"paid": [1]}},
+            "the scenario lets a client answer r1 with 'perhaps', which the engine refuses",
+        ),
+        ({"answers": {"agree?": []}}, "answers['agree?'] is empty"),
+        ({"answers": {"agree?": "yes"}}, "answers['agree?'] is a list of what may be said, not 'yes'"),
+        ({"signals": {1: [1]}}, "signals= is given by text, not by 1"),
+        ({"signals": ["paid"]}, "signals= is a mapping, not ['paid']"),
+        ({"verbs": ["cancle"]}, "verbs= has 'cancle'; the verbs are cancel, pause"),
+        ({"starts": ["order"]}, "starts[0] is a Start, not 'order'"),
+        ({"starts": [Start(ORDER)]}, "starts[0] is of a Workflow, not of 'order'"),
+        ({"starts": [Start(Workflow("other"))]}, "starts[0] is of <Workflow other 1.0.0: no steps>, and the"),
+    ],
+)
+def test_a_mistake_of_the_author_is_no_broken_law(said, told):
+    """Proves that a scenario that makes no sense is told as that, naming what and where."""
+    with pytest.raises(ValidationError) as mistake:
+        simulate(asking(**said), schedules=30)
+    assert told in str(mistake.value)
+
+
+def test_a_wrong_input_names_its_start():
+    """Proves that an input that the workflow does not take is found before anything is played."""
+
+    def make(_chooser):
+        workflow = Workflow("order", input=int)
+        workflow.add_step("s", returns_nothing)
+        return Scenario(workflow, starts=[Start(workflow, 1), Start(workflow, "one")])
+
+    with pytest.raises(ValidationError, match=r"starts\[1\]: "):
+        simulate(make, schedules=1)
+
+
+async def returns_nothing(_ctx):
+    pass
+
+
+def test_a_mistake_says_with_which_seed_it_is_met():
+    """Proves that a mistake that shows itself only now and then can be seen again."""
+    with pytest.raises(ValidationError) as mistake:
+        simulate(asking(), schedules=30)
+    (note,) = mistake.value.__notes__
+    seed = int(note.partition("with seed ")[2].partition(";")[0])
+    with pytest.raises(ValidationError, match="agree"):
+        simulate(asking(), schedules=1, seed=seed)

@@ -161,16 +161,14 @@ async def test_a_write_that_began_is_carried_out(path):
     """A cancelled write that has begun returns its verdict; one that waits for its turn never begins."""
     verdicts = []
     async with opened(path) as store:
-        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        other.execute("BEGIN IMMEDIATE")
-        began = threading.Event()
-        write = store._write
+        began, go_on = threading.Event(), threading.Event()
 
-        def write_and_tell(batch):
-            began.set()
-            return write(batch)
+        def wait_before_commit(statement):
+            if statement == "COMMIT":
+                began.set()
+                assert go_on.wait(10)
 
-        store._write = write_and_tell
+        store._writer.set_trace_callback(wait_before_commit)
 
         async def begin(run_id):
             verdicts.append((run_id, await store.write([Insert(sample(run_id))])))
@@ -181,16 +179,42 @@ async def test_a_write_that_began_is_carried_out(path):
             nursery.start_soon(begin, "second")
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
-            other.execute("COMMIT")
-        other.close()
+            await trio.testing.wait_all_tasks_blocked()
+            go_on.set()
         assert verdicts == [("first", [Applied()])]
         assert await store.load("second") is None
 
 
+async def test_a_write_that_waits_for_another_process_can_be_given_up(path):
+    """A write that does not get the lock of the file ends soon when it is cancelled, and was not applied."""
+    async with opened(path, busy_timeout=600) as store:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(store.write, [Insert(sample("r1"))])
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+        other.execute("COMMIT")
+        other.close()
+        assert await store.load("r1") is None
+        assert await store.write([Insert(sample("r1"))]) == [Applied()]
+
+
+async def test_a_file_that_stays_locked_can_be_opened(path):
+    """A file that is ours is opened and read while another process, perhaps a frozen one, has its write lock."""
+    async with opened(path) as store:
+        await store.write([Insert(sample("r1"))])
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    async with opened(path, busy_timeout=0.02) as store:
+        assert await store.load("r1") == sample("r1")
+    other.close()
+
+
 async def test_an_opening_that_is_given_up_waits_for_no_other(path):
     """One that is cancelled while another waits for a locked file ends at once, and the other opens the store."""
-    async with opened(path):
-        pass
+    path.touch()
     store = SqliteStore(path, busy_timeout=5.0)
     locker = sqlite3.connect(path, isolation_level=None)
     locker.execute("BEGIN IMMEDIATE")

@@ -2,15 +2,20 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
+from streamline_trio import StepContext, Workflow, open_engine
 from streamline_trio._core.errors import StoreUnavailable
 from streamline_trio._core.store import (
     Hint,
     Insert,
+    RunQuery,
 )
 from streamline_trio.stores.sqlite import SqliteStore
 from streamline_trio.testing._conformance_base import sample
@@ -123,6 +128,59 @@ def test_a_lock_ends_with_its_trio_run(path):
     trio.run(cut)
     assert trio.run(store.worker_gone, "w")
     trio.run(store.aclose)
+
+
+def test_trio_runs_in_threads_share_one_store(path):
+    """Runs that use one store object at once, each in its own thread, get what they ask for, and lose nothing."""
+    store = SqliteStore(path)
+    together = threading.Barrier(3, timeout=30)
+
+    async def use(name: str) -> None:
+        await store.open()
+        for number in range(25):
+            together.wait()
+            async with trio.open_nursery() as nursery:
+                for reader in range(6):
+                    nursery.start_soon(store.load, f"{name}{reader}")
+                    nursery.start_soon(store.worker_gone, f"{name}{reader}")
+                await store.write([Insert(sample(f"{name}{number}"))])
+                await store.hold_worker(f"{name}{number}")
+        await store.aclose()
+
+    with ThreadPoolExecutor(3) as threads:
+        for ended in [threads.submit(trio.run, use, name) for name in "abc"]:
+            ended.result()
+    trio.run(store.open)
+    assert trio.run(store.count, RunQuery()) == 75
+    trio.run(store.aclose)
+    assert list(path.parent.glob("runs.db-workers/*")) == []
+
+
+def test_engines_of_two_trio_runs_share_one_store(path):
+    """An engine in one thread drives what an engine in another starts, through one store object."""
+    store = SqliteStore(path)
+    workflow: Workflow[Any, Any] = Workflow("work")
+    finished = threading.Event()
+
+    @workflow.step
+    async def answer(_ctx: StepContext[Any, Any]) -> int:
+        return 42
+
+    async def work() -> None:
+        async with open_engine(store, workflow, poll_interval=0.1):
+            await trio.to_thread.run_sync(finished.wait)
+
+    async def ask() -> list[int]:
+        async with open_engine(store, workflow, worker=False, poll_interval=0.1) as engine:
+            try:
+                return [await (await engine.start(workflow)).result(timeout=30) for _ in range(10)]
+            finally:
+                finished.set()
+
+    with ThreadPoolExecutor(2) as threads:
+        worker = threads.submit(trio.run, work)
+        assert threads.submit(trio.run, ask).result() == [42] * 10
+        worker.result()
 
 
 async def test_a_lock_left_behind_can_be_taken(path):

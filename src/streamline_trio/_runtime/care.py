@@ -17,7 +17,7 @@ from streamline_trio._runtime.machinery import Machinery
 
 _ATTENTION_AT_ONCE = 500
 _OWN_AT_ONCE = 500
-_LOOKS_PER_LEASE = 3
+LOOKS_PER_LEASE = 3
 
 
 class Care:
@@ -43,7 +43,7 @@ class Care:
         await self._attend()
         if not machinery.is_worker:
             return
-        if now - self._last_look >= self._options.lease / _LOOKS_PER_LEASE:
+        if now - self._last_look >= self._options.lease / LOOKS_PER_LEASE:
             self._last_look = now
             walk = now - self._last_walk >= self._options.lease
             found = await machinery.observer.look(holders=walk)

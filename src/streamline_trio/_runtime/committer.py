@@ -8,6 +8,7 @@ the revision of a side document tell whether a write was applied).
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -74,6 +75,8 @@ class GroupCommitter:
         self._queue: deque[Submission] = deque()
         self._carried: list[Submission] = []
         self._closed = False
+        self._is_leaving = False
+        self._scope = trio.CancelScope()
         self._arrived = trio.Event()
         self._idle = trio.Event()
         self._idle.set()
@@ -110,6 +113,23 @@ class GroupCommitter:
     async def run(self) -> None:
         """Work until cancelled."""
         while True:
+            with trio.CancelScope() as self._scope:
+                await self._work()
+            for submission in self._carried:
+                self._tell(submission, StoreUnavailable("the store did not answer in time: the engine is leaving"))
+
+    def hurry(self, patience: float) -> None:
+        """The engine leaves: what takes longer than this is given up, be it on its way already or yet to come."""
+        self._is_leaving = True
+        self._patience = min(self._patience, patience)
+        until = trio.current_time() + self._patience
+        for submission in (*self._carried, *self._queue):
+            submission.given_up_at = min(submission.given_up_at, until)
+        if self._carried:
+            self._scope.deadline = until
+
+    async def _work(self) -> None:
+        while True:
             if not self._queue:
                 self._idle.set()
                 self._arrived = trio.Event()
@@ -117,8 +137,11 @@ class GroupCommitter:
             if self._idle.is_set():
                 self._idle = trio.Event()
             self._carried = self._next_batch()
+            if self._is_leaving:
+                self._scope.deadline = max(submission.given_up_at for submission in self._carried)
             await self._carry_out(self._carried)
             self._carried = []
+            self._scope.deadline = math.inf
 
     def close(self) -> None:
         """Nothing is carried out any more: whoever waits, or comes now, is told so."""

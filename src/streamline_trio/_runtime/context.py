@@ -389,8 +389,11 @@ class StepContext(Generic[InputT, StateT, OutputsT]):
                 check_size(stored, self._driver.max_payload(self._step), self._driver, self._step.id, "once")
                 decoder.decode(stored, what=f"result of once({key!r})")
                 run = await self._driver.commit(Memoized(step=self._step.id, key=key, value=stored, **self._held))
+                memo = run.memos.get(key)
+                if memo is None:  # somebody took the run for dead since, and rewound it
+                    raise LeaseLost(f"run {self.run_id} went on elsewhere", run_id=self.run_id, step=self._step.id)
                 # Not ours, if a call that was cancelled while it was being stored was first.
-                stored = run.memos[key].value
+                stored = memo.value
             else:
                 await trio.lowlevel.checkpoint()
                 stored = memo.value

@@ -202,7 +202,10 @@ class RunHandle:
         await self._act(CancelAsked(reason=reason))
 
     async def pause(self, reason: str | None = None) -> None:
-        """Let nothing more begin and no wait time out; a handler that runs ends its step. No-op if paused."""
+        """Let nothing more begin and no wait time out; a handler that runs ends its step.
+
+        No-op on a run that is paused already, and on a settled one: it may just have settled by itself.
+        """
         check_reason(reason, "the reason of a pause")
         await self._act(PauseAsked(reason=reason))
 

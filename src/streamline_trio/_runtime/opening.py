@@ -34,6 +34,7 @@ from streamline_trio._runtime.watcher import Watcher
 from streamline_trio._runtime.worker import Worker
 
 _UNWIND_WARNING = 5.0
+_LAST_WRITES = 5.0
 
 
 @asynccontextmanager
@@ -57,8 +58,9 @@ async def open_engine(
     how long another worker waits before it takes the runs of one that went silent, `poll_interval` how long
     what another process wrote may go unseen. Leaving the block drains: nothing further begins, steps that run
     have `drain_timeout` to end, then they are cancelled and their runs handed back; all tasks have ended when
-    it is left. An exception of the body leaves unchanged. `clock` and `chance` (ids and randomness) are for
-    tests. Raises `DefinitionError`, `ValidationError`, `StoreUnavailable`.
+    it is left. A store that does not take these last writes within seconds is not waited for: other workers then
+    find the runs as those of a worker that crashed. An exception of the body leaves unchanged. `clock` and
+    `chance` (ids and randomness) are for tests. Raises `DefinitionError`, `ValidationError`, `StoreUnavailable`.
     """
     options = Options(
         name=_checked_name(name),
@@ -281,7 +283,7 @@ class _Life:
                     nursery.start_soon(self._cancel_when_finished, nursery.cancel_scope)
                     await self._drain(machinery)
                     await machinery.services.committer.flushed()
-                    await machinery.worker.discharge()
+                    await machinery.worker.discharge(_LAST_WRITES)
                     nursery.cancel_scope.cancel()
                 machinery.services.publisher.close()
         finally:
@@ -299,6 +301,7 @@ class _Life:
         crew.close()
         with trio.move_on_after(self._options.drain_timeout):
             await crew.wait_empty()
+        machinery.services.committer.hurry(_LAST_WRITES)
         crew.each(lambda driver: driver.abort("leave"))
         while not crew.is_empty:
             with trio.move_on_after(_UNWIND_WARNING):

@@ -214,15 +214,19 @@ class Worker:
             else:
                 return
 
-    async def discharge(self) -> None:
-        """Remove the document and release the lock: nothing is leased to this id any more."""
+    async def discharge(self, patience: float) -> None:
+        """Remove the document and release the lock: nothing is leased to this id any more.
+
+        The lock tells whoever looks that the worker is gone, so that the document is worth so many seconds only.
+        """
         worker_id, self._id = self._id, None
         if worker_id is None:
             return
         try:
-            await self._services.read(lambda: self._sign_off(worker_id))
-        except StoreUnavailable as error:
-            self._services.logger.warning("worker %s could not sign off: %s", worker_id, error)
+            with trio.fail_after(patience):
+                await self._services.read(lambda: self._sign_off(worker_id))
+        except (StoreUnavailable, trio.TooSlowError) as error:
+            self._services.logger.warning("worker %s could not sign off: %r", worker_id, error)
         finally:
             await self._release(worker_id)
 

@@ -35,7 +35,7 @@ class Watchers:
             try:
                 token.run_sync_soon(listener, hint)
             except trio.RunFinishedError:
-                del self._listeners[mark]
+                self._listeners.pop(mark, None)  # another trio run may have noticed it first
 
 
 def has_ended(token: trio.lowlevel.TrioToken) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import msgspec
 import whenever
 
-from streamline_trio import Signal, WaitTimedOut, WaitWithdrawn
+from streamline_trio import Signal, ValidationError, WaitTimedOut, WaitWithdrawn
 from streamline_trio._core import payload
-from streamline_trio._core.checking import is_a
+from streamline_trio._core.checking import is_a, is_mapping
 
 
 class NotGiven(AssertionError):
@@ -57,8 +57,7 @@ class Answers:
     """Given answers, in order; each is taken once."""
 
     def __init__(self, given: AnswersLike) -> None:
-        pairs = cast("Iterable[tuple[Any, Any]]", given.items() if isinstance(given, Mapping) else given)
-        self.left: list[tuple[str, Any]] = [(_name_of(key), value) for key, value in pairs]
+        self.left: list[tuple[str, Any]] = [(_name_of(key), value) for key, value in _pairs_of(given)]
 
     def take(self, asked: Asked, type_: Any, step: str) -> Any:
         """The first answer that fits, rebuilt in the type that is wanted; an exception is raised."""
@@ -84,8 +83,28 @@ class Answers:
         return payload.rebuild(value, type_, what=f"the answer to {asked.title!r}")
 
 
-def _name_of(key: Signal[Any] | str) -> str:
-    return key if isinstance(key, str) else key.name
+def _pairs_of(given: Any) -> list[tuple[Any, Any]]:
+    if is_mapping(given):
+        return list(given.items())
+    if isinstance(given, str) or not is_a(given, Iterable):
+        raise ValidationError(f"answers= is a mapping, or a list of pairs, not {given!r}")
+    return [_pair_of(pair) for pair in given]
+
+
+def _pair_of(given: Any) -> tuple[Any, Any]:
+    match given:
+        case (key, value):
+            return key, value
+        case _:
+            raise ValidationError(f"answers= is a list of pairs (what is asked, the answer), and {given!r} is none")
+
+
+def _name_of(key: Any) -> str:
+    if isinstance(key, Signal):
+        return key.name
+    if not isinstance(key, str):
+        raise ValidationError(f"answers are given by the name, the reason or the signal of a wait, not by {key!r}")
+    return key
 
 
 def _matches(value: Any, match: dict[str, Any] | None) -> bool:

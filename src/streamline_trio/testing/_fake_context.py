@@ -21,14 +21,16 @@ from streamline_trio import (
     Workflow,
 )
 from streamline_trio._core import payload
-from streamline_trio._core.checking import check_reason, is_text
+from streamline_trio._core.checking import check_reason, is_text, is_whole
 from streamline_trio._core.durations import instant_millis, instant_of, seconds_of, to_millis
 from streamline_trio._core.signals import Signal, signal_name
 from streamline_trio._core.step import step_id_of
+from streamline_trio._runtime.limits import too_large
 from streamline_trio._runtime.outputs import Found, OutputsView
 from streamline_trio._runtime.state import with_fields
 from streamline_trio._runtime.tokens import check_token
 from streamline_trio.testing._fake_answers import Answers, AnswersLike, Asked, WentTo
+from streamline_trio.testing._fake_task import OwnTask
 from streamline_trio.testing._time import START
 
 InputT = TypeVar("InputT", default=Any)
@@ -39,6 +41,7 @@ _RAISE: Any = inspect.signature(StepContext[Any].output).parameters["default"].d
 _LONGEST_KEY = 500
 _LONGEST_NAME = 100
 _INPUT: Any = object()
+_NO_STEP = "step"
 _CONTAINERS = (dict, list, tuple, set, frozenset, type(None))
 
 
@@ -47,18 +50,19 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
 
     It needs no engine and no store. What a handler keeps is kept in the fake; sleeps end at once; waits are
     answered from `answers`, else `NotGiven` is raised. Values go through storage as in a run: a handler sees
-    them rebuilt in their types, and what cannot be stored is refused.
+    them rebuilt in their types, and what cannot be stored, or is larger than the step's `max_payload_bytes`, is
+    refused. So is suspending where a run could not unwind the handler: in a shielded scope, or in another task.
 
     Args:
         step: the step whose handler is called, or its id.
         workflow: the workflow, or its id. With the workflow, values are rebuilt in its types, the state begins as
-            it says, and `goto` knows its steps.
+            it says, and steps that it does not have are refused with `StepNotFound`.
         input: the run's input.
         state: the run's state; without it, as in a run: what the workflow makes of the input, or a copy of it.
         outputs: of finished steps, by handle or id.
         answers: by name, reason or signal (each is taken once); several of one name as a list of pairs. An
             exception is raised, `WaitTimedOut` and `WaitWithdrawn` also as classes.
-        attempt: which call of the handler this is.
+        attempt: which call of the handler this is, from 1.
         checkpoints: what this step has saved in earlier attempts, by name.
         memos: what `once` remembers, by key.
         now: when the handler is called; sleeps move it on.
@@ -79,7 +83,7 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
 
     def __init__(
         self,
-        step: Step[Any] | str = "step",
+        step: Step[Any] | str = _NO_STEP,
         *,
         workflow: Workflow[Any, Any] | str | None = None,
         input: Any = None,
@@ -105,7 +109,10 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
         self._definition = workflow if isinstance(workflow, Workflow) else None
         self._step_id = step_id_of(step)
         self._workflow_id = _workflow_id(workflow, step)
-        self._attempt = attempt
+        self._attempt = _checked_attempt(attempt)
+        known = None if step == _NO_STEP else self._known(step)
+        self._limit = None if known is None else known.options.max_payload_bytes
+        self._own_task = OwnTask(self._step_id, None if known is None else known.handler)
         self._run_id = run_id
         self._tenant = tenant
         self._meta = dict(meta or {})
@@ -136,15 +143,27 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
         else:
             self._state = self._input if definition is None else definition.initial_state(self._input)
 
+    def _known(self, step: Step[Any] | str) -> Step[Any] | None:
+        """The handle, as far as it can be known; `StepNotFound` if the workflow has no such step."""
+        step_id = step_id_of(step)
+        if self._definition is not None and step_id not in self._definition.steps:
+            raise StepNotFound(f"workflow {self._workflow_id} has no step {step_id!r}", step=step_id)
+        if isinstance(step, Step):
+            return step
+        return None if self._definition is None else self._definition.steps[step_id]
+
     def _stored_output(self, step: Step[Any] | str, value: Any) -> tuple[bytes, payload.Decoder]:
-        known = None if isinstance(step, str) else step
-        if known is None and self._definition is not None:
-            known = self._definition.steps.get(step_id_of(step))
+        known, step_id = self._known(step), step_id_of(step)
         decoder = _decoder_of(value) if known is None else known.decoder
-        what = f"the output of step {step_id_of(step)}"
+        what = f"the output of step {step_id}"
         stored = payload.encode(value, what=what)
+        self._check_size(stored, None if known is None else known.options.max_payload_bytes, step_id, "the output")
         decoder.decode(stored, what=what)
         return stored, decoder
+
+    def _check_size(self, stored: bytes, limit: int | None, step: str, what: str) -> None:
+        if limit is not None and len(stored) > limit:
+            raise too_large(len(stored), limit, self._run_id, step, what)
 
     @property
     def unused(self) -> list[str]:
@@ -310,11 +329,14 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
         target = step_id_of(step)
         if self._definition is not None and target not in self._definition.steps:
             raise StepNotFound(f"cannot go to {target!r}: workflow {self.workflow} has no such step", step=target)
+        self._own_task.require_possible("goto", len(self.asked))
         await trio.lowlevel.checkpoint()
         raise WentTo(target)
 
     def _note(self, asked: Asked) -> None:
         check_reason(asked.name, "the name of a wait", shortest=1)
+        what = {"timer": "sleep", "human": "wait"}.get(asked.kind, "wait_for")
+        self._own_task.require_possible(what, len(self.asked))
         if asked.name is not None and asked.name in self._names:
             raise SuspensionError(
                 f"step {self._step_id}: the name {asked.name!r} is used twice", step=self._step_id
@@ -335,7 +357,9 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
     async def checkpoint(self, value: Any, name: str = "default") -> None:
         """Save a value under a name."""
         _check_text(name, _LONGEST_NAME, "a checkpoint's name")
-        self._checkpoints[name] = payload.encode(value, what=f"checkpoint {name!r} of step {self._step_id}")
+        stored = payload.encode(value, what=f"checkpoint {name!r} of step {self._step_id}")
+        self._check_size(stored, self._limit, self._step_id, "checkpoint")
+        self._checkpoints[name] = stored
         await trio.lowlevel.checkpoint()
 
     def checkpoint_value(self, type_: Any = Any, name: str = "default", default: Any = None) -> Any:
@@ -354,6 +378,7 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
                 if inspect.isawaitable(result):
                     result = await result
                 stored = payload.encode(result, what=what)
+                self._check_size(stored, self._limit, self._step_id, "once")
                 decoder.decode(stored, what=what)
                 self._memos[key] = stored
         return decoder.decode(self._memos[key], what=what)
@@ -384,6 +409,12 @@ def _workflow_id(workflow: Workflow[Any, Any] | str | None, step: Step[Any] | st
     if workflow is not None:
         return workflow
     return step.workflow_id if isinstance(step, Step) else "workflow"
+
+
+def _checked_attempt(attempt: int) -> int:
+    if not is_whole(attempt, 1):
+        raise ValidationError(f"attempt= is a whole number of at least 1, not {attempt!r}")
+    return attempt
 
 
 def _decoder_of(value: Any) -> payload.Decoder:

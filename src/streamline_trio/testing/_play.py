@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
 from itertools import takewhile
 from typing import Any, Generic, NamedTuple, TypeVar, get_args
+from weakref import WeakSet
 
 import trio
 
@@ -31,6 +32,7 @@ _RARER = 0.05
 
 _logger = logging.getLogger("streamline_trio.play")
 _logger.setLevel(logging.ERROR)  # mishaps are what its engines would warn of, hundreds of times in one test
+_played: WeakSet[Any] = WeakSet()
 _STANDING = ("waiting", "done", "failed", "cancelled", "compensated", "compensation_failed")
 
 
@@ -87,7 +89,8 @@ def sweep(
         scenario: is called once a play, with the engine; it begins with a clean world.
         workflows: what the workers run.
         mishaps: the kinds. `DeliverTwice` must be asked for: it is the callers' fault as often as the workflow's.
-        store: gives a fresh store for each play.
+        store: gives a fresh store for each play. On stores other than memory, time is real: hundreds of plays
+            sleep as long as the workflow says.
         timeout: seconds for each play, as in `play`.
         options: of `open_engine`, for all engines.
     """
@@ -125,17 +128,20 @@ def _play(  # noqa: PLR0917 - those of `play`, in its order
     timeout: float | None,
     options: dict[str, Any],
 ) -> _Played[T]:
-    made = store()
+    made = _fresh(store)
     skips = _skips_time(made)
     longest = timeout if timeout is not None else _LONGEST_VIRTUAL if skips else _LONGEST_REAL
     options = {"logger": _logger, **({} if made.exclusive else {"poll_interval": _POLL}), **options}
     stage = Stage(made, workflows, options, mishap)
 
     async def main() -> T:
-        with trio.fail_after(longest):
+        with trio.move_on_after(longest):
             async with stage.opened() as engine:
                 return await scenario(engine)
-        raise AssertionError("unreachable")
+        raise trio.TooSlowError(
+            f"the scenario did not end within {longest:g} s of {'skipped' if skips else 'real'} time;"
+            " timeout= gives it another limit"
+        )
 
     try:
         with same_order():
@@ -152,11 +158,30 @@ def _note(mishap: Mishap | None, struck: str | None) -> str:
     return f"{struck or 'not yet'}; to repeat it alone: play(..., mishap={mishap!r})"
 
 
-def _skips_time(store: Any) -> bool:
+def _fresh(make: Callable[[], Store]) -> Store:
+    """A store that no play has had before."""
+    made = make()
+    if not is_a(made, Store):
+        raise ValidationError(f"store= is a function that gives a store, and it gives {made!r}")
+    inner = _innermost(made)
+    if inner in _played:
+        raise ValidationError(
+            f"store= gives a store that another play has had ({inner!r}): it must make a fresh one for each,"
+            " as `lambda: MemoryStore()` does and `lambda: one_store` does not"
+        )
+    _played.add(inner)
+    return made
+
+
+def _skips_time(store: Store) -> bool:
     """Whether nothing of the store happens outside of trio's clock."""
+    return isinstance(_innermost(store), MemoryStore)
+
+
+def _innermost(store: Any) -> Any:
     while isinstance(store, WrappedStore):
         store = store.inner
-    return isinstance(store, MemoryStore)
+    return store
 
 
 async def parked(handle: RunHandle, timeout: float | timedelta | None = None) -> Run:

@@ -35,6 +35,7 @@ LONGEST_HOLD = 5.0
 _LOOKS_FOR_WORK: dict[str, Callable[[], Any]] = {"due": list, "leased": list, "next_due": lambda: None}
 
 _current: ContextVar[_Life] = ContextVar("streamline_trio_testing_life")
+_around: ContextVar[Stage] = ContextVar("streamline_trio_testing_stage")
 
 
 class _Life:
@@ -193,6 +194,15 @@ class Stage:
     @asynccontextmanager
     async def opened(self) -> AsyncGenerator[Engine]:
         """The scenario's engine, for as long as the block lasts."""
+        _around.set(self)
+        try:
+            async with self._opened_for_the_scenario() as engine:
+                yield engine
+        finally:
+            self.is_over = True
+
+    @asynccontextmanager
+    async def _opened_for_the_scenario(self) -> AsyncGenerator[Engine]:
         if isinstance(self.mishap, FailCall):
             async with self._on_a_faulty_store(self.mishap) as engine:
                 yield engine
@@ -278,11 +288,20 @@ def _life_of(verb: str) -> _Life | None:
     try:
         life = _current.get()
     except LookupError:
-        raise LookupError(f"{verb}() is for handlers that run in `play`, `sweep` or on `open_stage`") from None
+        raise LookupError(_why_not(verb)) from None
     if verb in life.stage.verbs_used:
         return None
     life.stage.verbs_used.add(verb)
     return life
+
+
+def _why_not(verb: str) -> str:
+    stage = _around.get(None)
+    if stage is None or stage.is_over:
+        return f"{verb}() is for handlers that run in `play`, `sweep` or on `open_stage`"
+    if isinstance(stage.mishap, FailCall):
+        return f"{verb}(): with {stage.mishap!r} there is one engine only, and no other that could go on"
+    return f"{verb}() was called by the scenario, which is no worker: it is for handlers, and for what they call"
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import trio
@@ -48,6 +49,10 @@ class Body:
         return not gone and self.driver.abort_reason != "lost"
 
 
+writing: ContextVar[object] = ContextVar("streamline_trio_testing_writing", default=None)
+"""The store object through which an engine makes the present call, where several share a witness."""
+
+
 class Witness(WrappedStore):
     """Around a store that survives: keeps every version of every run, and what handlers and listeners saw.
 
@@ -68,6 +73,8 @@ class Witness(WrappedStore):
         self.hops: Counter[tuple[str, str]] = Counter()
         self.arrived: Counter[tuple[str, bytes]] = Counter()
         """How often each payload from outside was accepted by a run: it answered a wait, or was kept."""
+        self.endings: Counter[str] = Counter()
+        """How calls of handlers ended, and what was going on."""
         self._inside: defaultdict[str, list[Body]] = defaultdict(list)
         self._keys: dict[str, str] = {}
 
@@ -104,6 +111,8 @@ class Witness(WrappedStore):
             self.wrong.append(f"{after.id}: was written after it was deleted")
         if before is not None:
             self._compare(before, after)
+            self._check_empty(before, after)
+            self._count_ending(before, after)
         self.hops["" if before is None else before.head.status, after.head.status] += 1
         self._follow_messages(before, after)
         self._check_key(after)
@@ -114,6 +123,27 @@ class Witness(WrappedStore):
         if plan is not None:
             self._judge(lambda: check_state(after, plan), after)
         versions.append(after)
+
+    def _check_empty(self, before: RunDoc, after: RunDoc) -> None:
+        """A worker gives a lease up when the handler has unwound: else another would run beside it."""
+        lease = before.head.lease
+        if lease is None or lease == after.head.lease:
+            return
+        for body in self._inside[after.id]:
+            driver = body.driver
+            mine = driver.services.store is writing.get() and driver.writer.fence == lease.fence
+            if mine and body.is_live:
+                self.wrong.append(f"{after.id}: its lease was given up while a body was live: {body.entry}")
+
+    def _count_ending(self, before: RunDoc, after: RunDoc) -> None:
+        step = before.head.current_step or ""
+        if before.head.lease is None or before.step(step).status != "running":
+            return
+        ended = after.step(step).status
+        if ended != "running":
+            during = "a pause" if before.head.paused else ""
+            during = "a drain" if getattr(writing.get(), "is_leaving", False) else during
+            self.endings[f"{ended} during {during}" if during else ended] += 1
 
     def _judge(self, law: Callable[[], None], run: RunDoc) -> None:
         try:

@@ -8,8 +8,9 @@ must come to rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import trio
 import trio.testing
@@ -18,6 +19,7 @@ from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.durations import instant_millis
 from streamline_trio._core.status import SETTLED
+from streamline_trio._runtime.care import LOOKS_PER_LEASE
 from streamline_trio._runtime.clock import Chance, VirtualClock
 from streamline_trio.stores.memory import MemoryStore
 from streamline_trio.testing._scheduler import same_order
@@ -28,12 +30,32 @@ from streamline_trio.testing._world_clients import Clients, judge, judge_broadca
 from streamline_trio.testing._world_director import Director
 from streamline_trio.testing._world_gate import Call, Gate, GatedStore
 from streamline_trio.testing._world_node import Node, SkewedClock, observed
-from streamline_trio.testing._world_scenario import Scenario
+from streamline_trio.testing._world_scenario import Scenario, ScenarioMistake
 from streamline_trio.testing._world_summary import Summary
 
 _LONGEST_CALM = 3_000
 _LONG = 60.0
 _LONGEST_LEAVE = 300.0
+
+
+class _Note(NamedTuple):
+    """Something that happened, to be told perhaps."""
+
+    at: float
+    who: str
+    text: str
+    args: tuple[Any, ...]
+    beat: int | None
+
+
+def _folded(notes: Iterable[_Note]) -> Iterator[str]:
+    for is_beat, group in groupby(notes, lambda note: note.beat is not None):
+        told = list(group)
+        beats = len({note.beat for note in told})
+        if is_beat and beats > 1:
+            yield f"t=+{told[-1].at:.2f}s     ... {beats} beats"
+        else:
+            yield from (f"t=+{note.at:.2f}s {note.who:3} {note.text.format(*note.args)}" for note in told)
 
 
 class World:
@@ -61,7 +83,9 @@ class World:
         self.asking: dict[int, trio.CancelScope] = {}
         self.clients: Clients = Clients(self)
         self.clock: trio.testing.MockClock = trio.testing.MockClock()
-        self._notes: list[tuple[float, str, str, tuple[Any, ...]]] = []
+        self.mistake: ScenarioMistake | None = None
+        """What the author of the scenario left out or got wrong; `run` raises it."""
+        self._notes: list[_Note] = []
         self._nursery: trio.Nursery | None = None
         self._right_time: VirtualClock | None = None
         self._options: dict[str, Any] = {
@@ -81,31 +105,36 @@ class World:
         """The laws that were broken."""
         return self.witness.wrong
 
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether there is nothing more to find out: a law was broken, or the scenario makes no sense."""
+        return bool(self.wrong) or self.mistake is not None
+
     def run(self) -> None:
-        """Play the whole schedule."""
+        """Play the whole schedule. Raises `ValidationError` for a mistake of whoever wrote the scenario."""
         self.scenario.begin(self)
         with same_order(self.noise):
             trio.run(self._main, clock=self.clock)
+        if self.mistake is not None:
+            raise self.mistake
         if not self.wrong:
             self._judge_settled()
         self._sum_up()
 
     def lines(self) -> list[str]:
-        """The schedule, a line for each thing that happened."""
-        return [
-            f"{number:4} t=+{at:.2f}s {who:3} {text.format(*args)}"
-            for number, (at, who, text, args) in enumerate(self._notes, 1)
-        ]
+        """The schedule, a line for each thing that happened; beats in a row that got through share one."""
+        return [f"{number:4} {line}" for number, line in enumerate(_folded(self._notes), 1)]
 
-    def note(self, who: str, text: str, *args: Any) -> None:
-        """Tell of something, formatted only when it is read."""
-        self._notes.append((trio.current_time(), who, text, args))
+    def note(self, who: str, text: str, *args: Any, beat: int | None = None) -> None:
+        """Tell of something, formatted only when it is read; `beat`: the call of a beat that gets through."""
+        self._notes.append(_Note(trio.current_time(), who, text, args, beat))
 
     def _told(self, call: Call, what: str) -> None:
+        beat = call.number if call.is_beat and what == "applied" else None
         if self.gate.is_open:
-            self.note(call.node, "call {}: {}: {}", call.number, call, what)
+            self.note(call.node, "call {}: {}: {}", call.number, call, what, beat=beat)
         else:
-            self.note(call.node, "    call {}: {}", call.number, what)
+            self.note(call.node, "    call {}: {}", call.number, what, beat=beat)
 
     # --- playing -------------------------------------------------------------------------------------------
 
@@ -118,8 +147,10 @@ class World:
                 director = Director(self)
                 await director.direct()
                 self.summary.longest = director.moves
-                if not self.wrong:
+                if not self.is_spoilt:
                     await self._calm()
+            except ScenarioMistake as mistake:
+                self.mistake = mistake
             except Exception as error:  # noqa: BLE001 - told like every other finding, with the schedule
                 self.wrong.append(f"the world ended with {error!r}")
             await self._end()
@@ -169,15 +200,15 @@ class World:
         self.wrong.extend(judge_broadcasts(self))
 
     async def _claim_all(self) -> None:
-        """Whatever could go on when the faults stopped has gone on after two leases and polls."""
+        """Whatever could go on when the faults stopped has gone on after a lease, a look at workers and a poll."""
         stuck = self._movable()
-        await trio.sleep(2 * (self.scenario.lease + self.scenario.poll_interval))
+        await trio.sleep(self.scenario.lease * (1 + 1 / LOOKS_PER_LEASE) + self.scenario.poll_interval)
         if self._capacity < len(self.clients.book.started):
             return
         for run_id, revision in stuck.items():
             run = self.witness.run(run_id)
             if run_id not in self.witness.deleted and run.head.revision == revision and not self._is_held(run):
-                self.wrong.append(f"{run_id}: nobody went on with it within two leases of the last fault")
+                self.wrong.append(f"{run_id}: nobody went on with it in time after the last fault")
 
     def _movable(self) -> dict[str, int]:
         runs = [self.witness.run(run_id) for run_id in self.witness.versions]
@@ -200,7 +231,7 @@ class World:
         """Until every run has settled; the outside helps those that are at rest."""
         for _ in range(_LONGEST_CALM):
             left = self._left()
-            if self.wrong or (not left and not self.clients.book.watching):
+            if self.is_spoilt or (not left and not self.clients.book.watching):
                 return
             for run in left:
                 if run.head.lease is None and run.head.due_at is None:
@@ -237,12 +268,16 @@ class World:
         if run.head.paused:
             await handle.unpause()
         elif waits and waits[0].kind == "human":
-            await clients.answer(node, run.id, self.scenario.answer(waits[0], self.chooser))
+            value = clients.draw_answer(run.id, waits[0])
+            with clients.asked(f"answer {run.id} with {value!r}"):
+                await clients.answer(node, run.id, value)
         elif waits:
             id = f"s{len(clients.book.signals) + 1}"
             name = waits[0].signal
-            clients.book.signals[run.id, id] = name, self.scenario.signal(name, self.chooser)
-            await clients.emit(node, run.id, id)
+            value = clients.draw_signal(run.id, name)
+            clients.book.signals[run.id, id] = name, value
+            with clients.asked(f"signal {name} to {run.id}: {value!r}"):
+                await clients.emit(node, run.id, id)
 
     # --- the end -------------------------------------------------------------------------------------------
 
@@ -250,14 +285,14 @@ class World:
         """Leave every engine, or end them all when something is wrong already."""
         self.gate.open()
         self.clock.autojump_threshold = 0
-        if not self.wrong:
+        if not self.is_spoilt:
             for node in self.nodes:
                 node.leave()
             with trio.move_on_after(_LONGEST_LEAVE):
                 while any(node.is_alive for node in self.nodes):  # noqa: ASYNC110 - time is skipped
                     await trio.sleep(1)
         left = [node for node in self.nodes if node.is_alive]
-        if left and not self.wrong:
+        if left and not self.is_spoilt:
             self.wrong.append(f"{', '.join(node.name for node in left)}: leaving does not end")
         for node in left:
             await self.kill(node)
@@ -283,6 +318,8 @@ class World:
                 "transitions" if before or after in SETTLED or after in {"draft", "running"} else "side documents"
             )
             summary.count(kind, f"{before or 'new'} -> {after}", times)
+        for circumstance, times in witness.endings.items():
+            summary.count("ends of calls", circumstance, times)
         for run_id in witness.versions:
             head = witness.run(run_id).head
             summary.count("runs", head.status + (" (dead letter)" if head.dead_lettered else ""))

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from streamline_trio._core import payload as payloads
 from streamline_trio._core.documents import Record, RunDoc
-from streamline_trio._core.errors import InvalidState, RunNotFound, StepNotFound, StoreUnavailable, TokenInvalid
+from streamline_trio._core.errors import (
+    InvalidState,
+    RunNotFound,
+    StepNotFound,
+    StoreUnavailable,
+    TokenInvalid,
+    ValidationError,
+)
 from streamline_trio._core.status import SETTLED
 from streamline_trio.testing._world_node import Node
-from streamline_trio.testing._world_scenario import Start
+from streamline_trio.testing._world_scenario import ScenarioMistake, Start
 
 if TYPE_CHECKING:
     from streamline_trio.testing._world import World
@@ -88,7 +96,7 @@ class Clients:
 
         async def client() -> None:
             with scope:
-                outcome = await self._outcome(act)
+                outcome = await self._outcome(act, what)
                 world.summary.count("verbs", f"{verb} {outcome}")
                 world.note(node.name, "client {}: {} is {}", number, verb, outcome)
             world.asking.pop(number, None)
@@ -97,17 +105,49 @@ class Clients:
             world.asking[number] = scope
             world.note(node.name, "client {}: {}", number, what)
 
-    async def _outcome(self, act: Callable[[], Awaitable[None]]) -> str:
+    async def _outcome(self, act: Callable[[], Awaitable[None]], what: str) -> str:
         try:
-            await act()
+            with self.asked(what):
+                await act()
         except StoreUnavailable:
             return "unknown"
         except REFUSALS as error:
             return f"refused ({type(error).__name__})"
+        except ScenarioMistake as mistake:
+            self.world.mistake = mistake
+            return "a mistake"
         except Exception as error:  # noqa: BLE001 - whatever else a client sees is a finding
             self.world.witness.wrong.append(f"a client saw {error!r}")
             return "broken"
         return "acknowledged"
+
+    # --- what the scenario says ----------------------------------------------------------------------------
+
+    @contextmanager
+    def asked(self, what: str) -> Generator[None]:
+        """Around a verb: what the engine refuses as making no sense is the scenario's mistake."""
+        try:
+            yield
+        except ValidationError as error:
+            raise ScenarioMistake(
+                f"the scenario lets a client {what}, which the engine refuses: {error}"
+            ) from error
+
+    def draw_answer(self, run_id: str, record: Record) -> Any:
+        """What the scenario answers to this wait."""
+        what = f"run {run_id} waits for an answer to {record.reason!r}"
+        return self._drawn(what, lambda: self.world.scenario.answer(record, self.world.chooser))
+
+    def draw_signal(self, run_id: str | None, name: str) -> Any:
+        """What the scenario sends with this signal."""
+        what = f"signal {name!r} is to be sent to {'all' if run_id is None else f'run {run_id}'}"
+        return self._drawn(what, lambda: self.world.scenario.signal(name, self.world.chooser))
+
+    def _drawn(self, what: str, draw: Callable[[], Any]) -> Any:
+        try:
+            return draw()
+        except Exception as error:
+            raise ScenarioMistake(f"{what}, but {error}") from error
 
     # --- starting ------------------------------------------------------------------------------------------
 
@@ -144,7 +184,7 @@ class Clients:
         waits = [record for record in self.open_waits(run_id) if record.kind == "human"]
         if not waits:
             return None
-        value = self.world.scenario.answer(waits[0], self.world.chooser)
+        value = self.draw_answer(run_id, waits[0])
         return f"answer {run_id} with {value!r}", lambda: self.answer(node, run_id, value)
 
     async def answer(self, node: Node, run_id: str, value: Any, token: str | None = None) -> None:
@@ -167,7 +207,7 @@ class Clients:
         waits = [record for record in self.open_waits(run_id) if record.kind == "human"]
         if not waits:
             return None
-        value = self.world.scenario.answer(waits[0], self.world.chooser)
+        value = self.draw_answer(run_id, waits[0])
         return f"answer {run_id} by token with {value!r}", lambda: self.answer(node, run_id, value, token)
 
     def _withdraw(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
@@ -203,7 +243,7 @@ class Clients:
         else:
             id = f"s{len(self.book.signals) + 1}"
             name = chooser.one_of(sorted(scenario.signals))
-            self.book.signals[run_id, id] = name, scenario.signal(name, chooser)
+            self.book.signals[run_id, id] = name, self.draw_signal(run_id, name)
         name, value = self.book.signals[run_id, id]
         target = "all" if run_id is None else run_id
         return f"signal {name} {id} to {target}: {value!r}", lambda: self.emit(node, run_id, id)
@@ -237,9 +277,12 @@ class Clients:
 
         async def act() -> None:
             self.book.cancels.add(run_id)
+            known = len(witness.versions.get(run_id, ()))
             await engine.run(run_id).cancel("so chosen")
             run = witness.run(run_id)
-            if run.head.status not in SETTLED:
+            seen = witness.versions[run_id][max(known - 1, 0) :]
+            # Where it had settled at some moment of the call, this was a no-op, whatever has revived it since.
+            if not any(version.head.status in SETTLED for version in seen):
                 self.book.doomed.setdefault(run_id, run.head.revision)
                 if not run.head.cancel_requested:
                     witness.wrong.append(f"{run_id}: a cancellation was acknowledged and is not stored")

@@ -49,7 +49,7 @@ class Director:
             (self._freeze, 2),
             (self._open, 4),
             (self._crash, 2),
-            (self._leave, 1),
+            (self._leave, 2),
             (self._skew, 1),
             (self._drop_client, 2),
         ):
@@ -59,7 +59,7 @@ class Director:
     async def direct(self) -> None:
         """Make moves until they are used up, the record ends, or a law is broken."""
         world = self._world
-        while self.moves < self._budget and not world.chooser.is_exhausted and not world.wrong:
+        while self.moves < self._budget and not world.chooser.is_exhausted and not world.is_spoilt:
             await trio.testing.wait_all_tasks_blocked()
             self.moves += 1
             await world.chooser.weighted(self._table)()
@@ -101,7 +101,8 @@ class Director:
 
     def _release(self, call: Call, release: Release) -> None:
         world = self._world
-        world.note(call.node, "call {}: {}: {}", call.number, _Frozen(str(call)), release)
+        beat = call.number if call.is_beat and release == "go" else None
+        world.note(call.node, "call {}: {}: {}", call.number, _Frozen(str(call)), release, beat=beat)
         if release != "go":
             world.summary.count("faults", f"{release}: {'beat' if call.is_beat else call.name}")
             world.summary.count("kinds of faults", "lost beat" if call.is_beat else release)

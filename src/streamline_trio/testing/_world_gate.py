@@ -15,6 +15,7 @@ from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import StoreUnavailable
 from streamline_trio._core.store import AppendRows, Delete, Hint, Insert, PutSide, Update, Verdict, Write
 from streamline_trio._runtime.worker import WORKERS
+from streamline_trio.testing._witness import writing
 from streamline_trio.testing._wrapped_store import Act, WrappedStore
 
 Release = Literal["go", "fail before", "fail after", "go, hold the reply"]
@@ -99,6 +100,8 @@ class GatedStore(WrappedStore):
         self.node: str = node
         self.is_gone: bool = False
         """Its process is dead: nothing of it reaches the store any more."""
+        self.is_leaving: bool = False
+        """Its engine drains."""
         self._locks = locks
         self._hints = hints
 
@@ -135,6 +138,7 @@ class GatedStore(WrappedStore):
         if name == "worker_gone" and not self._locks:
             await trio.lowlevel.checkpoint()
             return False
+        writing.set(self)
         with trio.CancelScope(shield=True):
             return await act()
 

@@ -113,6 +113,7 @@ class Node:
         """Begin to leave the engine's block."""
         if self.state == "open":
             self.state = "closing"
+        self.store.is_leaving = True
         self._leaving.set()
 
     async def die(self) -> None:

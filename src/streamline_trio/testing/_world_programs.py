@@ -11,10 +11,11 @@ import trio
 
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import Record, RunDoc
-from streamline_trio._core.errors import NonRetriable, WaitTimedOut, WaitWithdrawn
+from streamline_trio._core.errors import NonRetriable, StreamlineError, WaitTimedOut, WaitWithdrawn
 from streamline_trio._runtime.context import StepContext
 from streamline_trio.testing._world_choices import Chooser
-from streamline_trio.testing._world_scenario import Scenario, Start
+from streamline_trio.testing._world_misuse import MISUSES, STALE_VERBS, Misuses
+from streamline_trio.testing._world_scenario import VERBS, Scenario, Start
 
 if TYPE_CHECKING:
     from streamline_trio.testing._world import World
@@ -70,9 +71,14 @@ _KINDS: tuple[tuple[str, int], ...] = (
     ("log", 1),
     ("ask", 1),
     ("die", 1),
+    ("linger", 2),
+    ("leak", 1),
+    ("stale", 1),
+    ("stray", 1),
 )
 _SIZES: dict[str, Sequence[float]] = {
-    "work": (0.2, 1.0, 3.0),
+    "work": (0.2, 1.0, 3.0, 12.0),
+    "linger": (5.0, 40.0),
     "stubborn": (1.0, 12.0),
     "tidy": (1.0, 0.3),
     "sleep": (0.5, 0.0, 5.0, 20.0),
@@ -82,8 +88,10 @@ _SIZES: dict[str, Sequence[float]] = {
     "signal": (0, 3.0, 20.0),
     "flaky": (1, 2, 3),
     "once": (0, 1),
+    "leak": (1, 2, 3),
+    "stale": tuple(range(STALE_VERBS)),
+    "stray": (1, 2, 3),
 }
-VERBS = ("cancel", "pause", "unpause", "retry", "rewind", "withdraw", "delete", "drive", "watch", "look")
 
 
 def draw_programs(chooser: Chooser) -> Scenario:
@@ -114,10 +122,11 @@ def _draw_op(chooser: Chooser) -> Op:
     return Op(kind, chooser.one_of(_SIZES[kind]) if kind in _SIZES else 0)
 
 
-class Programs(Scenario):
+class Programs(Misuses, Scenario):
     """Drawn programs, what their handlers saw, and what must come of them."""
 
     def __init__(self, programs: Sequence[Program], chooser: Chooser) -> None:
+        Misuses.__init__(self)
         self.programs = {program.id: program for program in programs}
         self.effects: Counter[tuple[str, str, int]] = Counter()
         self.kinds: Counter[str] = Counter()
@@ -132,7 +141,8 @@ class Programs(Scenario):
             )
             for _ in range(1 + chooser.below(3))
         ]
-        super().__init__(
+        Scenario.__init__(
+            self,
             *workflows,
             starts=starts,
             verbs=VERBS,
@@ -188,6 +198,7 @@ class Programs(Scenario):
 
     async def _perform(self, ctx: Context, program: Program, number: int) -> list[Any]:
         got: list[Any] = []
+        self._contexts.append(ctx)
         for place, op in enumerate(program.steps[number].ops):
             self.kinds[op.kind] += 1
             await getattr(self, f"_do_{op.kind}")(ctx, program, number, place, op.size, got)
@@ -202,6 +213,16 @@ class Programs(Scenario):
         self, _ctx: Context, _p: Program, _n: int, _place: int, size: float, _got: list[Any]
     ) -> None:
         await trio.sleep(size)
+
+    async def _do_linger(
+        self, ctx: Context, _p: Program, _n: int, _place: int, size: float, _got: list[Any]
+    ) -> None:
+        """Work until the run is paused or its worker leaves, but not for ever: the step ends in between."""
+        driver = ctx._driver  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - shipped with it
+        for _ in range(int(size * 2)):
+            if driver.leaving or driver.run.head.paused:
+                return
+            await trio.sleep(0.5)
 
     async def _do_stubborn(
         self, _ctx: Context, _p: Program, _n: int, _place: int, size: float, _got: list[Any]
@@ -371,6 +392,8 @@ class Programs(Scenario):
                 assert jumps or (doc.status == "skipped" and step.skip), f"{run.id}: s{number} is {doc.status}"
                 continue
             assert not step.skip, f"{run.id}: s{number} was not skipped"
+            spoilt = max((op.size for op in step.ops if op.kind in MISUSES), default=0)
+            assert doc.attempts > spoilt, f"{run.id}: s{number} is done by a call that misused trio"
             self._check_output(run, number, step, issued)
             for place, op in enumerate(step.ops):
                 if op.kind == "effect":
@@ -414,6 +437,8 @@ def _codes(program: Program) -> list[str]:
                 codes.append("workflow.non_retriable")
             elif op.kind == "flaky" and op.size >= step.attempts:
                 codes.append("flaky")
+            elif op.kind in MISUSES and op.size >= step.attempts:
+                codes += ["workflow.step.failed", StreamlineError.code]
             elif op.kind == "ask":
                 codes += ["workflow.wait.timed_out", "workflow.wait.withdrawn"]
     return codes

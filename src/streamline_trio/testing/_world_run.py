@@ -8,7 +8,7 @@ from typing import Any
 from streamline_trio import ValidationError
 from streamline_trio.testing._world import World
 from streamline_trio.testing._world_choices import Chooser, shrink
-from streamline_trio.testing._world_scenario import Scenario
+from streamline_trio.testing._world_scenario import Scenario, ScenarioMistake
 from streamline_trio.testing._world_summary import Summary
 
 Make = Callable[[Chooser], Scenario]
@@ -76,13 +76,18 @@ def simulate(
 
     `make` draws a new scenario for each. A schedule that breaks a law is made small, with at most `tries`
     replays, and raised as `SimulationFailed`, with `command` to see it again. `around_store` wraps the store,
-    for instance to plant a fault that must be found. Blocks; not to be called inside trio.
+    for instance to plant a fault that must be found. Blocks; not to be called inside trio. A scenario that makes
+    no sense (a wait without an answer, an answer of the wrong type) is told as `ValidationError`.
     """
     if schedules < 1:
         raise ValidationError(f"simulate plays at least one schedule, not {schedules!r}")
     total = Summary()
     for number in range(seed, seed + schedules):
-        world = play(make, Chooser.seeded(number), around_store)
+        try:
+            world = play(make, Chooser.seeded(number), around_store)
+        except ScenarioMistake as mistake:
+            mistake.add_note(f"with seed {number}; it is a mistake of the scenario, and no law was broken")
+            raise
         if world.wrong:
             raise _smallest(make, world, seed=number, around_store=around_store, command=command, tries=tries)
         total.add(world.summary)
@@ -93,7 +98,10 @@ def _smallest(
     make: Make, found: World, *, seed: int, around_store: AroundStore | None, command: str, tries: int
 ) -> SimulationFailed:
     def still_fails(choices: Sequence[int]) -> bool:
-        return bool(play(make, Chooser.replayed(choices), around_store).wrong)
+        try:
+            return bool(play(make, Chooser.replayed(choices), around_store).wrong)
+        except ScenarioMistake:  # another finding than the one that is made small
+            return False
 
     choices = shrink(found.chooser.taken, still_fails, tries=tries)
     world = play(make, Chooser.replayed(choices), around_store)

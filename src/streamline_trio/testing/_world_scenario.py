@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from streamline_trio import ValidationError
+from streamline_trio._core.checking import is_a
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import Record, RunDoc
 from streamline_trio.testing._world_choices import Chooser
 
 if TYPE_CHECKING:
     from streamline_trio.testing._world import World
+
+VERBS = ("cancel", "pause", "unpause", "retry", "rewind", "withdraw", "delete", "drive", "watch", "look")
+
+
+class ScenarioMistake(ValidationError):
+    """Whoever wrote the scenario left something out, or says what makes no sense."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -56,6 +63,11 @@ class Scenario:
     ) -> None:
         if not workflows or (type(self) is Scenario and not starts):
             raise ValidationError("a scenario has workflows, and starts of runs")
+        for number, start in enumerate(starts):
+            _check_start(start, number, workflows)
+        _check_said(answers, "answers")
+        _check_said(signals, "signals")
+        _check_verbs(verbs)
         self.workflows: tuple[Workflow[Any, Any], ...] = workflows
         self.starts: list[Start] = list(starts)
         self.answers: Mapping[str, Sequence[Any]] = answers or {}
@@ -72,13 +84,15 @@ class Scenario:
     def answer(self, record: Record, chooser: Chooser) -> Any:
         """What a person answers to this wait."""
         if record.reason not in self.answers:
-            raise LookupError(f"the scenario has no answer to {record.reason!r}")
+            raise LookupError(f"the scenario has none: give it with Scenario(answers={{{record.reason!r}: [...]}})")
         return chooser.one_of(self.answers[record.reason])
 
     def signal(self, name: str, chooser: Chooser) -> Any:
         """The payload of a signal of this name."""
         if name not in self.signals:
-            raise LookupError(f"the scenario has no signal {name!r}")
+            raise LookupError(
+                f"the scenario has no such signal: give it with Scenario(signals={{{name!r}: [...]}})"
+            )
         return chooser.one_of(self.signals[name])
 
     def tokens(self) -> Sequence[tuple[str, str]]:
@@ -94,3 +108,38 @@ class Scenario:
         """What else must hold once every run has settled; raises `AssertionError`."""
         if self._check is not None:
             self._check(world)
+
+
+def _check_start(start: object, number: int, workflows: Sequence[Workflow[Any, Any]]) -> None:
+    if not isinstance(start, Start):
+        raise ValidationError(f"starts[{number}] is a Start, not {start!r}")
+    if not is_a(start.workflow, Workflow):
+        raise ValidationError(f"starts[{number}] is of a Workflow, not of {start.workflow!r}")
+    if not any(start.workflow is workflow for workflow in workflows):
+        known = ", ".join(map(repr, workflows))
+        raise ValidationError(f"starts[{number}] is of {start.workflow!r}, and the scenario is about {known}")
+    try:
+        start.workflow.input_payload(start.input)
+    except ValidationError as error:
+        raise ValidationError(f"starts[{number}]: {error}") from error
+
+
+def _check_said(said: object, what: str) -> None:
+    """By name or reason, at least one value each."""
+    if said is None:
+        return
+    if not is_a(said, Mapping):
+        raise ValidationError(f"{what}= is a mapping, not {said!r}")
+    for name, values in cast("Mapping[Any, Any]", said).items():
+        if not isinstance(name, str):
+            raise ValidationError(f"{what}= is given by text, not by {name!r}")
+        if not is_a(values, Sequence) or isinstance(values, str | bytes):
+            raise ValidationError(f"{what}[{name!r}] is a list of what may be said, not {values!r}")
+        if not values:
+            raise ValidationError(f"{what}[{name!r}] is empty: nothing could be said")
+
+
+def _check_verbs(verbs: Sequence[str]) -> None:
+    for verb in verbs:
+        if verb not in VERBS:
+            raise ValidationError(f"verbs= has {verb!r}; the verbs are {', '.join(VERBS)}")

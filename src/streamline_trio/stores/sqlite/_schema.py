@@ -89,14 +89,18 @@ _WAL_TRIES = 100
 
 
 def prepare_file(connection: sqlite3.Connection, path: str) -> None:
-    """Make the file ours if it is new, else make sure that it is; safe in many processes at once."""
+    """Make the file ours if it is new, else make sure that it is; safe in many processes at once.
+
+    A file that is ours is only read: whoever holds its write lock, perhaps for long, keeps nobody from opening it.
+    """
     # Another program's file must not even be switched to write-ahead logging.
     with _transaction(connection, "BEGIN"):
-        _is_new(connection, path)
+        is_new = _is_new(connection, path)
     _use_wal(connection, path)
-    with _transaction(connection, "BEGIN IMMEDIATE"):
-        if _is_new(connection, path):
-            _create_tables(connection)
+    if is_new:
+        with _transaction(connection, "BEGIN IMMEDIATE"):
+            if _is_new(connection, path):
+                _create_tables(connection)
     _refuse_newer(connection, path)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar, TypeVarTuple
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar, TypeVarTuple
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -41,6 +44,7 @@ Ts = TypeVarTuple("Ts")
 
 READERS = 2
 PREPARED = 512
+PATIENCE = 0.1
 
 _SETTINGS = (
     "synchronous = FULL",
@@ -52,12 +56,21 @@ _SETTINGS = (
 _DAMAGE = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
 
 
+class _Limiters(NamedTuple):
+    """How many threads at a time one trio run asks for; those of another run could not be waited for."""
+
+    locks: trio.CapacityLimiter
+    reads: trio.CapacityLimiter
+
+
 class SqliteStore:
     """Runs in one SQLite file, shared by the processes of one machine; the store for one machine.
 
     Every method makes one hop to a thread: writes one at a time, reads two at a time. Waiting for a free thread
-    is the only cancel point; what was begun is carried out and its outcome returned, cancelled or not. A batch
+    is a cancel point, and so is waiting for the file's write lock while another process has it; what was begun
+    is carried out and its outcome returned, cancelled or not. A batch
     of writes is one transaction, synced to the disk before `write` returns; reads see the last committed one.
+    One object may serve several trio runs, one after the other or at once in threads of their own.
 
     Args:
         path: the file. It is created, for this user alone, if it does not exist; its directory is not. Beside
@@ -74,13 +87,19 @@ class SqliteStore:
             raise ValueError("a SqliteStore needs a file; MemoryStore keeps runs in memory")
         self.path: str = str(Path(path).absolute())
         self._busy_timeout = busy_timeout
+        # SQLite's own waiting cannot be ended, so that the writer waits for a little while at a time.
+        self._patience = min(PATIENCE, busy_timeout)
+        self._turn = _writer.Turn(
+            math.ceil(busy_timeout / self._patience) if busy_timeout > 0 else 1, lambda: self._thread.is_given_up
+        )
         self._opened = 0
         self._users = 0
+        self._users_lock = threading.Lock()
         self._writer: sqlite3.Connection | None = None
         self._readers: deque[sqlite3.Connection] = deque()
+        self._free_readers = threading.Semaphore(READERS)
         self._thread = WriterThread(f"sqlite {self.path}")
-        self._lock_limiter = trio.CapacityLimiter(1)
-        self._read_limiter = trio.CapacityLimiter(READERS)
+        self._limiters: WeakKeyDictionary[trio.lowlevel.TrioToken, _Limiters] = WeakKeyDictionary()
         self._locks = WorkerLocks(Path(self.path + "-workers"))
         self._lock_tokens: dict[str, trio.lowlevel.TrioToken] = {}
         self._watchers = Watchers()
@@ -95,7 +114,8 @@ class SqliteStore:
 
     async def open(self) -> None:
         """Open the file, creating it if need be; calls are counted."""
-        self._users += 1
+        with self._users_lock:
+            self._users += 1
         try:
             with self._mapped():
                 await self._thread.run(self._open)
@@ -117,14 +137,18 @@ class SqliteStore:
 
     def _leave(self) -> None:
         """The last one ends the thread: while others use it, or wait to, ending it would mean waiting for them."""
-        self._users = max(0, self._users - 1)
-        if not self._users:
-            self._thread.stop()
+        with self._users_lock:
+            self._users = max(0, self._users - 1)
+            if not self._users:
+                self._thread.stop()
 
     async def write(self, batch: Sequence[Write]) -> list[Verdict]:
         """Apply a batch in one transaction (conditions 1 to 8); listeners are told before it returns."""
         try:  # not `_mapped`, whose generator would cost every commit
             verdicts = await self._thread.run(self._write, batch)
+        except _writer.NotBegun as error:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise StoreUnavailable(f"{self.path}: {error.__cause__}", path=self.path) from error
         except (sqlite3.Error, OSError) as error:
             raise self._as_ours(error) from error
         for write, verdict in zip(batch, verdicts, strict=True):
@@ -199,13 +223,13 @@ class SqliteStore:
 
         The operating system releases it when this process ends, and this object when the trio run ends.
         """
-        await self._in_thread(self._lock_limiter, self._locks.hold, worker)
+        await self._in_thread(self._limits().locks, self._locks.hold, worker)
         self._lock_tokens[worker] = trio.lowlevel.current_trio_token()
 
     async def drop_worker(self, worker: str) -> None:
         """Release the lock."""
         self._lock_tokens.pop(worker, None)
-        if await self._in_thread(self._lock_limiter, self._locks.drop, worker):
+        if await self._in_thread(self._limits().locks, self._locks.drop, worker):
             self._watchers.tell(Hint(run_id="", worker=worker))
 
     async def worker_gone(self, worker: str) -> bool:
@@ -213,7 +237,7 @@ class SqliteStore:
         token = self._lock_tokens.get(worker)
         if token is not None and has_ended(token):
             await self.drop_worker(worker)
-        return await self._in_thread(self._lock_limiter, self._locks.is_free, worker)
+        return await self._in_thread(self._limits().locks, self._locks.is_free, worker)
 
     def watch(self, listener: Callable[[Hint], None]) -> Callable[[], None]:
         """Call `listener` after writes through this object; those of others are found by polling."""
@@ -226,32 +250,42 @@ class SqliteStore:
             with self._reader() as connection:
                 return function(connection, *args, **kwargs)
 
-        return await self._in_thread(self._read_limiter, read)
+        return await self._in_thread(self._limits().reads, read)
 
     async def _in_thread(self, limiter: trio.CapacityLimiter, function: Callable[[*Ts], T], *args: *Ts) -> T:
         with self._mapped():
             return await trio.to_thread.run_sync(function, *args, limiter=limiter)
 
+    def _limits(self) -> _Limiters:
+        """Those of the present trio run."""
+        token = trio.lowlevel.current_trio_token()
+        limiters = self._limiters.get(token)
+        if limiters is None:
+            limiters = _Limiters(trio.CapacityLimiter(1), trio.CapacityLimiter(READERS))
+            self._limiters[token] = limiters
+        return limiters
+
     @contextmanager
     def _reader(self) -> Generator[sqlite3.Connection]:
-        """A connection of this thread's own, in a transaction."""
-        if not self._readers:
-            raise self._not_open()
-        connection = self._readers.popleft()
-        try:
-            connection.execute("BEGIN")
+        """A connection of this thread's own, in a transaction; if other trio runs use all, once one is free."""
+        with self._free_readers:
+            if not self._readers:
+                raise self._not_open()
+            connection = self._readers.popleft()
             try:
-                yield connection
+                connection.execute("BEGIN")
+                try:
+                    yield connection
+                finally:
+                    if connection.in_transaction:
+                        connection.execute("COMMIT")
             finally:
-                if connection.in_transaction:
-                    connection.execute("COMMIT")
-        finally:
-            self._readers.append(connection)
+                self._readers.append(connection)
 
     def _write(self, batch: Sequence[Write]) -> list[Verdict]:
         if self._writer is None:
             raise self._not_open()
-        return _writer.write(self._writer, batch)
+        return _writer.write(self._writer, batch, self._turn)
 
     def _open(self) -> None:
         if self._opened == 0:
@@ -267,6 +301,7 @@ class SqliteStore:
         try:
             opened.append(self._connect(path))
             prepare_file(opened[0], path)
+            opened[0].execute(f"PRAGMA busy_timeout = {self._patience * 1000:.0f}")
             for _ in range(READERS):
                 opened.append(self._connect(path))
                 opened[-1].execute("PRAGMA query_only = ON")

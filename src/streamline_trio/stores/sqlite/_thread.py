@@ -21,11 +21,12 @@ Ts = TypeVarTuple("Ts")
 class _Job(Generic[T]):
     """A call, the task that waits for it, and what came of it."""
 
-    __slots__ = ("_begun", "_function", "_task", "_token", "error", "result")
+    __slots__ = ("_begun", "_function", "_task", "_token", "error", "is_given_up", "result")
 
     def __init__(self, function: Callable[[], T]) -> None:
         self.result: T
         self.error: BaseException | None = None
+        self.is_given_up = False
         self._function = function
         self._task = trio.lowlevel.current_task()
         self._token = trio.lowlevel.current_trio_token()
@@ -44,7 +45,8 @@ class _Job(Generic[T]):
             self._token.run_sync_soon(trio.lowlevel.reschedule, self._task)
 
     def try_withdraw(self, _raise_cancel: object) -> trio.lowlevel.Abort:
-        """In the trio thread: what has begun is waited for, cancelled or not."""
+        """In the trio thread: what has begun is waited for, cancelled or not; it may ask, and end sooner."""
+        self.is_given_up = True
         withdrawn = self._begun.acquire(blocking=False)
         return trio.lowlevel.Abort.SUCCEEDED if withdrawn else trio.lowlevel.Abort.FAILED
 
@@ -57,6 +59,12 @@ class WriterThread:
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._job: _Job[Any] | None = None
+
+    @property
+    def is_given_up(self) -> bool:
+        """For the call under way, in the thread: whether its task was cancelled and waits only for it to end."""
+        return self._job is not None and self._job.is_given_up
 
     @trio.lowlevel.enable_ki_protection  # else Ctrl-C could end the task that the thread is to wake
     async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
@@ -86,4 +94,6 @@ class WriterThread:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
+            self._job = job
             job.carry_out()
+            self._job = job = None  # else the last call would be kept until the next one

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from streamline_trio._core.errors import StreamlineError
 from streamline_trio._core.store import Failed, Verdict, Write
@@ -21,31 +22,64 @@ _POISON = (
 )
 
 
-def write(connection: sqlite3.Connection, batch: Sequence[Write]) -> list[Verdict]:
+def _never() -> bool:
+    return False
+
+
+class NotBegun(Exception):
+    """Nobody wants the write any more, and certainly nothing was written."""
+
+
+class Turn(NamedTuple):
+    """How long to wait for the write lock: so many times the connection's own time-out, or until given up."""
+
+    tries: int = 1
+    is_given_up: Callable[[], bool] = _never
+
+    def take(self, connection: sqlite3.Connection) -> None:
+        """Begin a transaction that can write."""
+        for left in reversed(range(self.tries)):
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or not left:
+                    raise
+                if self.is_given_up():
+                    raise NotBegun from error
+            else:
+                return
+
+
+_ONE_TRY = Turn()
+
+
+def write(connection: sqlite3.Connection, batch: Sequence[Write], turn: Turn = _ONE_TRY) -> list[Verdict]:
     """Apply the batch in one transaction, durable on return.
 
     A write that cannot be stored must not keep others from being stored: when one breaks the transaction, which
     is then rolled back, each is tried again in a transaction of its own. `sqlite3.Error` means that any of them
-    may or may not be applied.
+    may or may not be applied, `NotBegun` that none is.
     """
     ready = [make_ready(item) for item in batch]
     try:
-        return _transact(connection, ready)
+        return _transact(connection, ready, turn)
     except _POISON as error:
         if len(ready) == 1:
             return [Failed(_as_ours(error))]
-    return [_alone(connection, item) for item in ready]
+    # From the first of them on something may be written.
+    patient = turn._replace(is_given_up=_never)
+    return [_alone(connection, item, patient) for item in ready]
 
 
-def _alone(connection: sqlite3.Connection, item: Ready) -> Verdict:
+def _alone(connection: sqlite3.Connection, item: Ready, turn: Turn) -> Verdict:
     try:
-        return _transact(connection, [item])[0]
+        return _transact(connection, [item], turn)[0]
     except _POISON as error:
         return Failed(_as_ours(error))
 
 
-def _transact(connection: sqlite3.Connection, ready: list[Ready]) -> list[Verdict]:
-    connection.execute("BEGIN IMMEDIATE")
+def _transact(connection: sqlite3.Connection, ready: list[Ready], turn: Turn) -> list[Verdict]:
+    turn.take(connection)
     try:
         verdicts = Transaction(connection, ready).run()
         connection.execute("COMMIT")
