@@ -15,9 +15,27 @@ def threads():
     return [thread for thread in threading.enumerate() if thread.name == NAME]
 
 
+class Looks:
+    """What is done between calls; counts them."""
+
+    def __init__(self):
+        self.count = 0
+        self.first = threading.Event()
+
+    def __call__(self):
+        assert threading.current_thread() in threads()
+        self.count += 1
+        self.first.set()
+
+
 @pytest.fixture
-def thread():
-    thread = WriterThread(NAME)
+def looks():
+    return Looks()
+
+
+@pytest.fixture
+def thread(looks):
+    thread = WriterThread(NAME, looks)
     yield thread
     thread.stop()
     assert threads() == []
@@ -107,3 +125,18 @@ async def test_an_interrupt_does_not_end_the_task_that_is_to_be_woken(thread):
     assert await thread.run(int, "2") == 2
     thread._jobs = before
     assert protected == [True]
+
+
+async def test_it_looks_around_while_it_has_nothing_to_do(thread, looks):
+    """Without a call for a while, and not before the first call."""
+    assert threads() == []
+    await thread.run(int)
+    await trio.to_thread.run_sync(looks.first.wait, 10)
+    assert looks.first.is_set()
+
+
+async def test_it_looks_around_now_and_then_while_it_is_busy(thread, looks):
+    """Calls that follow each other without a pause do not keep it from looking."""
+    for _ in range(40):
+        await thread.run(int)
+    assert looks.count >= 40 // 8

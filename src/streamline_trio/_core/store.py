@@ -207,7 +207,8 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
 class Hint(msgspec.Struct, frozen=True, kw_only=True):
     """Something was written: a run fell due, its holder should look at it, or it settled. Never relied upon.
 
-    With an empty `run_id` a side document fell due, or the lock of `worker` was dropped.
+    With an empty `run_id` a side document fell due, or the lock of `worker` was dropped; with nothing else either,
+    somebody has written something.
     """
 
     run_id: str

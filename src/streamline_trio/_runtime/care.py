@@ -31,8 +31,9 @@ class Care:
 
     async def run(self) -> None:
         """Work until cancelled."""
+        poll = self._machinery.services.polls.poll()
         while True:
-            await trio.sleep(self._machinery.services.poll_pause())
+            await poll.next()
             try:
                 await self._round()
             except StoreUnavailable as error:

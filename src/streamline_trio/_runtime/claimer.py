@@ -94,7 +94,7 @@ class Claimer:
         due_at = await services.store.next_due(self._registry.routes)
         longest = math.inf
         if not services.store.exclusive:
-            longest = services.poll_pause()
+            longest = services.polls.pause()
         if due_at is None:
             return longest
         until = min(self._until, due_at)

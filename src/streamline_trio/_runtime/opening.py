@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -26,6 +27,7 @@ from streamline_trio._runtime.emission import sweep_broadcasts
 from streamline_trio._runtime.engine import Engine
 from streamline_trio._runtime.machinery import Machinery
 from streamline_trio._runtime.observer import Observer
+from streamline_trio._runtime.polls import Polls
 from streamline_trio._runtime.publisher import Publisher
 from streamline_trio._runtime.registry import Registry
 from streamline_trio._runtime.services import Options, Services
@@ -35,6 +37,8 @@ from streamline_trio._runtime.worker import Worker
 
 _UNWIND_WARNING = 5.0
 _LAST_WRITES = 5.0
+_LEAST_PAUSE = 0.02
+_SOMETHING = Hint(run_id="")
 
 
 @asynccontextmanager
@@ -132,6 +136,8 @@ class _Life:
         self._claiming = trio.CancelScope()
         self._finished = trio.Event()
         self._machinery: Machinery | None = None
+        self._is_stirring = False
+        self._stirred_at = -math.inf
 
     async def run(self, task_status: trio.TaskStatus[Engine]) -> None:
         """The service task: started once the engine can be used, ends when `leave` says so."""
@@ -164,6 +170,7 @@ class _Life:
             clock=self._clock,
             chance=self._chance,
             options=self._options,
+            polls=Polls(self._options.poll_interval, self._chance),
             logger=self._logger,
             nursery=nursery,
             token=trio.lowlevel.current_trio_token(),
@@ -240,6 +247,8 @@ class _Life:
             machinery.claimer.notify(hint.due_at)
         if hint.settled and hint.run_id not in machinery.crew.drivers:
             machinery.watcher.hinted(hint.run_id)
+        if hint == _SOMETHING:
+            self._stir()
         if hint.worker is None:
             return
         if hint.worker == machinery.worker.id:
@@ -248,6 +257,20 @@ class _Life:
                 driver.writer.refresh()
         elif not hint.run_id and self._is_worker:
             machinery.services.spawn(self._look)
+
+    def _stir(self) -> None:
+        """Others wrote: let all who look from time to time look now, but not all the time."""
+        if not self._is_stirring and self._machinery is not None:
+            self._is_stirring = True
+            self._machinery.services.spawn(self._stir_soon)
+
+    async def _stir_soon(self) -> None:
+        machinery = self._machinery
+        assert machinery is not None
+        await trio.sleep_until(self._stirred_at + _LEAST_PAUSE)
+        self._is_stirring, self._stirred_at = False, trio.current_time()
+        machinery.services.polls.stir()
+        machinery.claimer.wake()
 
     def _is_ending(self, machinery: Machinery) -> bool:
         """Whether no task can be started any more; the writer, perhaps another engine, must not feel that."""

@@ -17,6 +17,7 @@ from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Store
 from streamline_trio._runtime.clock import Chance, Clock
 from streamline_trio._runtime.committer import GroupCommitter
+from streamline_trio._runtime.polls import Polls
 from streamline_trio._runtime.publisher import Publisher
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class Services:
     clock: Clock
     chance: Chance
     options: Options
+    polls: Polls
     logger: logging.Logger
     nursery: trio.Nursery
     token: trio.lowlevel.TrioToken
@@ -79,10 +81,6 @@ class Services:
                     raise
                 await trio.sleep(pause * (0.5 + self.chance.roll()))
                 pause = min(pause * 2, _LONGEST_PAUSE)
-
-    def poll_pause(self) -> float:
-        """Seconds until the next look at what others wrote: less than the interval, since looking takes time."""
-        return self.options.poll_interval * (0.7 + self.chance.roll() / 5)
 
     def report(self, context: str, error: BaseException, run: RunDoc | None = None) -> None:
         """Something went wrong that no caller is told of."""

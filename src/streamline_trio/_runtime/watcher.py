@@ -92,11 +92,12 @@ class Watcher:
 
     async def run(self) -> None:
         """Ask the store for all watched runs, one poll after the other; for stores that others can write."""
+        poll = self._services.polls.poll()
         while True:
             if not self._watches:
                 self._wanted = trio.Event()
                 await self._wanted.wait()
-            await trio.sleep(self._services.poll_pause())
+            await poll.next()
             run_ids = [run_id for run_id, watch in self._watches.items() if not watch.event.is_set()]
             for start in range(0, len(run_ids), _READ_AT_ONCE):
                 await self._ask(run_ids[start : start + _READ_AT_ONCE])

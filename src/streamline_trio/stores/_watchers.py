@@ -25,9 +25,18 @@ class Watchers:
 
         return remove
 
+    def __bool__(self) -> bool:
+        return bool(self._listeners)
+
+    def tell_from_thread(self, hint: Hint) -> None:
+        """Call every listener, each in its trio run; for a thread that is in none."""
+        self._tell(hint, None)
+
     def tell(self, hint: Hint) -> None:
         """Call every listener."""
-        here = trio.lowlevel.current_trio_token()
+        self._tell(hint, trio.lowlevel.current_trio_token())
+
+    def _tell(self, hint: Hint, here: trio.lowlevel.TrioToken | None) -> None:
         for mark, (listener, token) in list(self._listeners.items()):
             if token is here:
                 listener(hint)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar, TypeVarTuple
 
 import trio
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+_IDLE = 0.04
+_CALLS = 8
 
 
 class _Job(Generic[T]):
@@ -52,10 +55,14 @@ class _Job(Generic[T]):
 
 
 class WriterThread:
-    """Carries out calls one after the other. It runs from the first call until `stop`."""
+    """Carries out calls one after the other. It runs from the first call until `stop`.
 
-    def __init__(self, name: str) -> None:
+    `between` is called after every few calls, and every few milliseconds while there are none.
+    """
+
+    def __init__(self, name: str, between: Callable[[], None]) -> None:
         self._name = name
+        self._between = between
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -93,7 +100,19 @@ class WriterThread:
                 thread.join()
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        calls = 0
+        while True:
+            try:
+                job = self._jobs.get(timeout=_IDLE)
+            except Empty:
+                calls = 0
+                self._between()
+                continue
+            if job is None:
+                return
             self._job = job
             job.carry_out()
             self._job = job = None  # else the last call would be kept until the next one
+            calls += 1
+            if calls % _CALLS == 0:
+                self._between()
