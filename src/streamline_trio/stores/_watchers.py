@@ -26,16 +26,27 @@ class Watchers:
         return remove
 
     def tell(self, hint: Hint) -> None:
-        """Call every listener."""
-        here = trio.lowlevel.current_trio_token()
+        """Call every listener; those of this trio run at once."""
+        self._tell(hint, trio.lowlevel.current_trio_token())
+
+    def tell_from_thread(self, hint: Hint) -> None:
+        """Have every listener called soon."""
+        self._tell(hint, None)
+
+    def _tell(self, hint: Hint, here: trio.lowlevel.TrioToken | None) -> None:
         for mark, (listener, token) in list(self._listeners.items()):
             if token is here:
                 listener(hint)
                 continue
             try:
-                token.run_sync_soon(listener, hint)
+                token.run_sync_soon(self._call, mark, hint)
             except trio.RunFinishedError:
-                del self._listeners[mark]
+                self._listeners.pop(mark, None)
+
+    def _call(self, mark: object, hint: Hint) -> None:
+        """In the run of the listener: it may have ended meanwhile."""
+        if (entry := self._listeners.get(mark)) is not None:
+            entry[0](hint)
 
 
 def has_ended(token: trio.lowlevel.TrioToken) -> bool:
