@@ -90,6 +90,17 @@ class RunUpdate:
     kept: dict[str, ObjectId] = field(default_factory=dict[str, ObjectId])
 
     @property
+    def commit(self) -> int | None:
+        """The id of the commit, by which it is found in the run."""
+        commits = self.after.head.commits
+        return commits[-1] if commits else None
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it says little that no document met its guard."""
+        return self.commit is not None or not self.is_small
+
+    @property
     def is_small(self) -> bool:
         """Whether it may fill what large writes leave."""
         return len(self.to_set.raw) <= SMALL

@@ -114,7 +114,7 @@ class _Wave:
                 self._verdicts[place] = _REFUSED
             elif order.code == DUPLICATE_KEY:
                 doubtful[place] = write
-            elif isinstance(write, RunUpdate) and not (order.code or order.is_met or write.is_small):
+            elif isinstance(write, RunUpdate) and not (order.code or order.is_met) and write.is_doubtful:
                 unmet[place] = write
             elif order.code:
                 self._verdicts[place] = Failed(_error_of(order))
@@ -161,15 +161,23 @@ class _Wave:
                 self._verdicts[place] = verdict
 
     def _resolve_unmet(self, writes: dict[int, RunUpdate]) -> None:
-        """Either the revision was another, or the document has no room left."""
+        """Either the revision was another, or the document has no room left, or it was met at a first attempt.
+
+        A driver repeats a command whose answer was lost; that the server remembers the first one is not relied upon.
+        """
         if not writes:
             return
         ids = [write.run_id for write in writes.values()]
-        found = self._database[RUNS].find({"_id": {"$in": ids}}, {"revision": 1})
-        revisions = {stored["_id"]: stored["revision"] for stored in found}
+        found = self._database[RUNS].find({"_id": {"$in": ids}}, {"revision": 1, "commits": 1})
+        runs = {stored["_id"]: stored for stored in found}
         for place, write in writes.items():
-            is_current = revisions.get(write.run_id) == write.expected
-            self._verdicts[place] = Failed(_too_large(write.run_id)) if is_current else _REFUSED
+            stored = runs.get(write.run_id, {})
+            if write.commit is not None and write.commit in stored.get("commits", ()):
+                self._verdicts[place] = _APPLIED
+            elif not write.is_small and stored.get("revision") == write.expected:
+                self._verdicts[place] = Failed(_too_large(write.run_id))
+            else:
+                self._verdicts[place] = _REFUSED
 
     def _remember_fences(self) -> None:
         for place, write in self._writes.items():
@@ -362,8 +370,7 @@ def _update_order(write: RunUpdate) -> Order:
     where: dict[str, Any] = {"_id": write.run_id, "revision": write.expected}
     if not write.is_small:
         where["$expr"] = {"$lte": [{"$bsonSize": "$$ROOT"}, LARGEST - len(write.to_set.raw)]}
-    commits = write.after.head.commits
-    return Order(RUNS, where=where, update=_change_of(write), commit=commits[-1] if commits else None)
+    return Order(RUNS, where=where, update=_change_of(write), commit=write.commit)
 
 
 def _change_of(write: RunUpdate) -> dict[str, Any]:
