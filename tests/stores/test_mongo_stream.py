@@ -175,7 +175,10 @@ async def test_the_driver_repeats_a_write_whose_answer_is_lost_only_once(databas
         run = sample("r1")
         await store.write([Insert(run), Insert(sample("r2"))])
         proxied.proxy.lose("bulkWrite")
-        updates = [Update(run, after(run, paused=True, commits=(7,))), moved(sample("r2"), commits=(8,), state=LARGE)]
+        updates = [
+            Update(run, after(run, paused=True, commits=(7,))),
+            moved(sample("r2"), commits=(8,), state=LARGE),
+        ]
         assert await store.write(updates) == [Applied(), Applied()]
         assert proxied.proxy.lost == 1
         assert await store.load_many(["r1", "r2"]) == [update.after for update in updates]

@@ -163,7 +163,7 @@ class _Wave:
     def _resolve_unmet(self, writes: dict[int, RunUpdate]) -> None:
         """Either the revision was another, or the document has no room left, or it was met at a first attempt.
 
-        A driver repeats a command whose answer was lost; that the server remembers the first one is not relied upon.
+        A driver repeats a command whose answer was lost; that a server remembers the first is not relied upon.
         """
         if not writes:
             return
