@@ -1,5 +1,6 @@
 """The engine on MongoDB: sleeps, waits, signals, large payloads, two engines, lost answers, full documents."""
 
+from functools import partial
 from urllib.parse import urlsplit
 
 import msgspec
@@ -27,7 +28,7 @@ order = Workflow("order", input=Order, state=State)
 
 @order.step
 async def reserve(ctx: StepContext[Order, State]) -> str:
-    ctx.state.seen.append("reserve")
+    await ctx.set(seen=["reserve"])
     await ctx.sleep(0.05)
     return f"reserved {ctx.input.item}"
 
@@ -56,7 +57,7 @@ async def test_a_workflow_runs_on_mongo(databases):
         handle = await engine.start(order, Order("book"), idempotency_key="o-1", tags=["express"])
         await engine.emit(approved, "by Ada", run=handle)
         with trio.fail_after(20):
-            while (await anext(waits)).step != "sign":
+            while getattr(await anext(waits), "step", None) != "sign":
                 pass
         await handle.resume("signature")
         assert await handle.result() == "x" * 400_000
@@ -77,8 +78,8 @@ async def test_what_one_engine_writes_reaches_another_at_once(databases):
 
     url = databases.url()
     flow = one_step(handler)
-    far = {"poll_interval": 3600, "lease": 3600}
-    async with open_engine(url, flow, **far) as worker, open_engine(url, flow, worker=False, **far) as client:
+    opening = partial(open_engine, url, flow, poll_interval=3600, lease=3600)
+    async with opening() as worker, opening(worker=False) as client:
         with trio.fail_after(20):
             async with worker.events("workflow.waiting") as waits:
                 handle = await client.start(flow)

@@ -1,4 +1,5 @@
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 import pymongo
@@ -51,7 +52,8 @@ async def counted(databases, **options):
     """A store, and what it sends."""
     url = databases.url()
     commands = Commands()
-    with pymongo.MongoClient(url, event_listeners=[commands]) as client:
+    client: pymongo.MongoClient[Any] = pymongo.MongoClient(url, event_listeners=[commands])
+    with client:
         async with opened(client.get_default_database(), **options) as store:
             commands.take()
             yield store, commands

@@ -1,12 +1,13 @@
 import threading
 from datetime import UTC, datetime
+from typing import Any
 
 import pymongo
 import pytest
 import trio
 import trio.testing
 
-from streamline_trio._core.documents import Parent, StepDoc, Try
+from streamline_trio._core.documents import Parent, RunDoc, StepDoc, Try
 from streamline_trio._core.errors import StoreUnavailable, ValidationError
 from streamline_trio._core.store import (
     AppendRows,
@@ -127,7 +128,8 @@ async def test_an_update_writes_what_changed(databases):
                 sent.append(event.command["ops"])
 
     url = databases.url()
-    with pymongo.MongoClient(url, event_listeners=[Sent()]) as client:
+    client: pymongo.MongoClient[Any] = pymongo.MongoClient(url, event_listeners=[Sent()])
+    with client:
         async with opened(client.get_default_database()) as store:
             steps = {f"s{number}": StepDoc(status="done", output=packed("x" * 100)) for number in range(50)}
             run = sample("r1", worker="w", fence=1, steps=steps)
@@ -165,7 +167,7 @@ async def test_a_claim_of_a_hundred_runs_is_two_commands(databases):
         runs = [sample(f"r{number}", due_at=number) for number in range(100)]
         await store.write([*map(Insert, runs)])
         commands.take()
-        found = await store.due([ROUTE], 100, 100)
+        found = [run for run in await store.due([ROUTE], 100, 100) if isinstance(run, RunDoc)]
         assert commands.take() == ["find"]
         await store.write([moved(found[0], due_at=None, worker="other")])
         commands.take()
@@ -180,7 +182,7 @@ async def test_claims_lost_to_others_cost_one_look(databases):
         runs = [sample(f"r{number}", due_at=number) for number in range(20)]
         await store.write([*map(Insert, runs)])
         commands.take()
-        found = await store.due([ROUTE], 100, 100)
+        found = [run for run in await store.due([ROUTE], 100, 100) if isinstance(run, RunDoc)]
         mine = [moved(run, due_at=None, worker="w", commits=(place + 1,)) for place, run in enumerate(found)]
         await store.write([moved(run, due_at=None, worker="other", commits=(99,)) for run in found[:5]])
         assert commands.take() == ["find", "bulkWrite"]
@@ -195,7 +197,7 @@ async def test_a_claim_on_an_older_server_is_three_commands_at_most(databases, m
         runs = [sample(f"r{number}", due_at=number) for number in range(20)]
         await store.write([*map(Insert, runs)])
         commands.take()
-        found = await store.due([ROUTE], 100, 100)
+        found = [run for run in await store.due([ROUTE], 100, 100) if isinstance(run, RunDoc)]
         half = [moved(run, due_at=None, worker="w") for run in found]
         assert await store.write(half[:10]) == [Applied()] * 10
         assert commands.take() == ["find", "update"]
@@ -256,7 +258,8 @@ async def test_indexes_are_created_once_and_verified(databases):
     }
     assert found == {(index.collection, index.name) for index in INDEXES}
     commands = Commands()
-    with pymongo.MongoClient(url, event_listeners=[commands]) as client:
+    client: pymongo.MongoClient[Any] = pymongo.MongoClient(url, event_listeners=[commands])
+    with client:
         async with opened(client, client.get_default_database().name):
             assert "createIndexes" not in commands.take()
 
@@ -317,8 +320,9 @@ def test_a_url_that_names_no_database_is_refused(url, why):
 
 def test_a_client_needs_the_name_of_a_database():
     """A client alone does not say where runs are."""
+    server: Any = object()
     with pytest.raises(ValidationError, match="name of a database"):
-        MongoStore(object())
+        MongoStore(server)
 
 
 def test_without_pymongo_the_error_names_the_extra(monkeypatch):
@@ -341,7 +345,8 @@ async def test_a_server_that_is_not_there_is_unavailable_in_time(databases):
 async def test_a_given_client_stays_open(databases):
     """Closing the store leaves a client that it was given to its owner."""
     url = databases.url()
-    with pymongo.MongoClient(url) as client:
+    client: pymongo.MongoClient[Any] = pymongo.MongoClient(url)
+    with client:
         database = client.get_default_database()
         async with opened(client, database.name) as store:
             assert await store.write([Insert(sample("r1", worker="w"))]) == [Applied()]
@@ -394,5 +399,6 @@ def test_an_index_knows_its_own():
     index = _indexes.Index("runs", "x", {"a": 1, "b": -1}, {"a": {"$exists": True}}, unique=True)
     stored = {"key": {"a": 1, "b": -1}, "unique": True, "partialFilterExpression": {"a": {"$exists": True}}}
     assert index.is_like(stored)
-    for other in ({"key": {"b": -1, "a": 1}}, {"unique": False}, {"partialFilterExpression": {}}):
+    others: list[dict[str, Any]] = [{"key": {"b": -1, "a": 1}}, {"unique": False}, {"partialFilterExpression": {}}]
+    for other in others:
         assert not index.is_like(stored | other)

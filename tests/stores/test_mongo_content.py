@@ -119,16 +119,16 @@ async def test_a_full_document_refuses_what_is_large_and_takes_what_is_small(dat
         part = packed(b"x" * 250_000)
         run = sample("r1", checkpoints={f"c{number}": part for number in range(57)})
         assert await store.write([Insert(run)]) == [Applied()]
-        full = run
-        for number in range(57, 70):
-            grown = after(full, checkpoints={**full.checkpoints, f"c{number}": part})
-            (verdict,) = await store.write([Update(full, grown)])
-            if verdict != Applied():
-                break
-            full = grown
+        full, verdicts = run, [Applied()]
+        while verdicts == [Applied()]:
+            name = f"c{len(full.checkpoints)}"
+            grown = after(full, checkpoints={**full.checkpoints, name: part})
+            verdicts = await store.write([Update(full, grown)])
+            full = grown if verdicts == [Applied()] else full
+        (verdict,) = verdicts
         assert isinstance(verdict, Failed)
         assert isinstance(verdict.error, PayloadTooLarge)
-        assert number > 60
+        assert 60 < len(full.checkpoints) < 64
         failed = moved(full, status="failed", pause_reason="x" * 50_000)
         assert await store.write([Insert(sample("r2")), failed]) == [Applied(), Applied()]
         assert await store.load("r1") == failed.after

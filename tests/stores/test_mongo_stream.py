@@ -1,11 +1,13 @@
 """What a store hears of the writes of others, and what becomes of writes whose answer is lost."""
 
 import logging
+from typing import Any
 from urllib.parse import urlsplit
 
 import pymongo
 import pytest
 import trio
+from pymongo.errors import OperationFailure
 
 from streamline_trio._core.errors import StoreUnavailable
 from streamline_trio._core.store import Applied, Hint, Insert, PutSide, Update
@@ -97,7 +99,7 @@ class Changes:
 
 def test_a_server_without_change_streams_is_left_alone(caplog):
     """On a standalone server the store says so once, at no more than info, and ends the thread."""
-    changes = Changes(pymongo.errors.OperationFailure("only supported on replica sets", 40573))
+    changes: Any = Changes(OperationFailure("only supported on replica sets", 40573))
     caplog.set_level(logging.INFO, "streamline_trio")
     stream = _stream.Stream(changes, lambda _hint: None)
     stream.start(5)
@@ -108,8 +110,7 @@ def test_a_server_without_change_streams_is_left_alone(caplog):
 def test_a_history_that_is_lost_begins_anew(monkeypatch):
     """A token that the server does not know any more is dropped; another error keeps it."""
     monkeypatch.setattr(_stream, "_FIRST_PAUSE", 0.0)
-    failure = pymongo.errors.OperationFailure
-    changes = Changes(failure("", 9), failure("", 286), failure("", 40573))
+    changes: Any = Changes(OperationFailure("", 9), OperationFailure("", 286), OperationFailure("", 40573))
     stream = _stream.Stream(changes, lambda _hint: None)
     stream._token = {"_data": "0"}
     stream.start(5)
@@ -152,7 +153,8 @@ async def test_a_write_whose_answer_is_lost_is_found_by_a_linearizable_read(data
                 concerns.append(event.command["readConcern"]["level"])
 
     url = proxied(databases.url())
-    with pymongo.MongoClient(url, event_listeners=[Concerns()]) as client:
+    client: pymongo.MongoClient[Any] = pymongo.MongoClient(url, event_listeners=[Concerns()])
+    with client:
         async with opened(client.get_default_database()) as store:
             run = sample("r1")
             await store.write([Insert(run)])
