@@ -103,7 +103,7 @@ def test_a_server_without_change_streams_is_left_alone(caplog):
     caplog.set_level(logging.INFO, "streamline_trio")
     stream = _stream.Stream(changes, lambda _hint: None)
     stream.start(5)
-    stream.stop()
+    stream.stop(5)
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
@@ -114,7 +114,7 @@ def test_a_history_that_is_lost_begins_anew(monkeypatch):
     stream = _stream.Stream(changes, lambda _hint: None)
     stream._token = {"_data": "0"}
     stream.start(5)
-    stream.stop()
+    stream.stop(5)
     assert changes.asked == [{"_data": "0"}, {"_data": "0"}, None]
 
 

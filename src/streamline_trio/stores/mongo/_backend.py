@@ -82,7 +82,7 @@ class Backend:
     def close(self) -> None:
         """End what was begun here; a client that was given stays open."""
         if self._stream is not None:
-            self._stream.stop()
+            self._stream.stop(self._timeout)
         if self._own is not None:
             with suppress(PyMongoError):  # the sessions of an unreachable server are not there to be ended
                 self._own.close()

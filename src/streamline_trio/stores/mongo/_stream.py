@@ -23,7 +23,7 @@ PATIENCE = 0.5
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
 _LOST = frozenset({136, 286})  # what the token stands for is not there any more: begin with what comes now
-_UNSUPPORTED = frozenset({115, 303, 40573})
+_UNSUPPORTED = frozenset({13, 59, 115, 303, 40573})  # also where this user may not
 _TOLD = {"due_at": {"$exists": True}, "calling": {"$exists": True}, "settled": True}
 _LOG = logging.getLogger("streamline_trio")
 
@@ -68,10 +68,10 @@ class Stream:
         self._thread.start()
         self._listens.wait(patience)
 
-    def stop(self) -> None:
-        """End it, and wait until it has ended."""
+    def stop(self, patience: float) -> None:
+        """End it, and wait until it has ended; no longer than this for a server that has gone silent."""
         self._ends.set()
-        self._thread.join()
+        self._thread.join(patience)
 
     def _follow(self) -> None:
         pause = _FIRST_PAUSE
@@ -81,13 +81,14 @@ class Stream:
                 pause = _FIRST_PAUSE
             except OperationFailure as error:
                 if error.code in _UNSUPPORTED:
-                    _LOG.info("the server has no change streams: runs of others are found by polling")
+                    _LOG.info("no change stream here, so that polling finds what others write: %s", error)
                     break
                 if error.code in _LOST:
                     self._token = None
                 _LOG.warning("the change stream broke off and begins again: %s", error)
             except PyMongoError as error:
                 _LOG.warning("the change stream broke off and begins again: %s", error)
+            self._listens.set()  # nobody need wait for what does not come about at once
             self._ends.wait(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
         self._listens.set()
