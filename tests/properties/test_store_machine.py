@@ -252,6 +252,13 @@ def test_mongo_answers_like_memory(databases):
         def make_other(self):
             return MongoStore(databases.url(), change_streams=False)
 
+        def make(self, run_id, fields, base=None):
+            """What cannot be stored is no base of an update: only what differs is looked at, the rest is there."""
+            made = super().make(run_id, fields, base)
+            if made.head.pause_reason == "\ud800":
+                self.known[run_id].pop()
+            return made
+
     # Each call is a round trip to a slow server: a failure is told as it was met, shrinking would take minutes.
     fewer = settings(
         max_examples=max(5, settings().max_examples // 8),
