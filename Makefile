@@ -67,7 +67,7 @@ lock: $(STAMP) ## Pin the newest allowed requirements (needs the network).
 	test -x .venv-lock/bin/pip-compile || { "$(PYTHON)" -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet pip-tools==7.6.2; }
 	CUSTOM_COMPILE_COMMAND="make lock" PIP_CONFIG_FILE=/dev/null .venv-lock/bin/pip-compile --quiet --upgrade \
 		--generate-hashes --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links \
-		--extra cli --extra dev --output-file requirements/dev.txt pyproject.toml
+		--extra cli --extra mongo --extra dev --output-file requirements/dev.txt pyproject.toml
 
 clean: ## Remove everything that was made here.
 	rm -rf .venv .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

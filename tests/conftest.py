@@ -116,3 +116,22 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     names = pyfuncitem._fixtureinfo.argnames  # as pytest's own implementation of this hook does
     to_plain(test)(**{name: fixtures[name] for name in names})
     return True
+
+
+@pytest.fixture(scope="session")
+def mongo_server() -> Iterator[str]:
+    """The URL of a MongoDB server, started for this process when the first test asks for it."""
+    from tests import mongo_server
+
+    with mongo_server.temporary() as url:
+        yield url
+
+
+@pytest.fixture
+def databases(mongo_server: str) -> Iterator[Any]:
+    """Fresh databases of the test's own."""
+    from tests.mongo_server import Databases
+
+    found = Databases(mongo_server)
+    yield found
+    found.drop()

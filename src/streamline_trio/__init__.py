@@ -129,6 +129,9 @@ from streamline_trio._runtime.timeline import (
 from streamline_trio.stores.memory import (
     MemoryStore,
 )
+from streamline_trio.stores.mongo import (
+    MongoStore,
+)
 from streamline_trio.stores.sqlite import (
     SqliteStore,
 )
@@ -152,6 +155,7 @@ __all__ = [
     "LogLine",
     "LoopLimitExceeded",
     "MemoryStore",
+    "MongoStore",
     "NonRetriable",
     "OutputMissing",
     "Page",

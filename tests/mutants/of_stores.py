@@ -55,6 +55,18 @@ FAULTS = (
         blind=RARE,
     ),
     Fault(
+        name="mongo-guard-dropped",
+        promise="A commit decided on an old revision is refused, on MongoDB.",
+        file="stores/mongo/_writer.py",
+        before='where: dict[str, Any] = {"_id": write.run_id, "revision": write.expected}',
+        after='where: dict[str, Any] = {"_id": write.run_id}',
+        tests=(
+            "tests/stores/test_conformance.py::test_mongo[an_update_needs_the_stored_revision-one command]",
+            "tests/stores/test_conformance.py::test_mongo[of_two_racing_updates_one_is_applied-one command]",
+        ),
+        blind="the world has no MongoDB",
+    ),
+    Fault(
         name="sqlite-guard-dropped",
         promise="A commit decided on an old revision is refused, on SQLite.",
         file="stores/sqlite/_transaction.py",

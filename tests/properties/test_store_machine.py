@@ -1,4 +1,4 @@
-"""The same random program against both stores: every verdict and every read must be the same."""
+"""The same random program against two stores: every verdict and every read must be the same."""
 
 import tempfile
 from itertools import count
@@ -7,8 +7,8 @@ from pathlib import Path
 import hypothesis.strategies as st
 import msgspec
 import trio
-from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis import Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from msgspec.structs import replace
 
 from streamline_trio._core.documents import Lease, Memo, Message, Parent, Record, StepDoc
@@ -26,6 +26,7 @@ from streamline_trio._core.store import (
     Update,
 )
 from streamline_trio.stores.memory import MemoryStore
+from streamline_trio.stores.mongo import MongoStore
 from streamline_trio.stores.sqlite import SqliteStore
 from streamline_trio.testing._conformance_base import sample
 
@@ -132,13 +133,17 @@ class Stores(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.memory = MemoryStore()
-        self.sqlite = SqliteStore(Path(self.folder.name, "runs.db"))
+        self.other = self.make_other()
         self.revisions = count(1)
         self.known = {}
-        trio.run(self.sqlite.open)
+        trio.run(self.other.open)
+
+    def make_other(self):
+        """The store that is to answer like the memory store."""
+        return SqliteStore(Path(self.folder.name, "runs.db"))
 
     def teardown(self):
-        trio.run(self.sqlite.aclose)
+        trio.run(self.other.aclose)
         self.folder.cleanup()
 
     def ask(self, method, *args, **kwargs):
@@ -146,10 +151,10 @@ class Stores(RuleBasedStateMachine):
 
         async def both():
             of_memory = await getattr(self.memory, method)(*args, **kwargs)
-            return of_memory, await getattr(self.sqlite, method)(*args, **kwargs)
+            return of_memory, await getattr(self.other, method)(*args, **kwargs)
 
-        of_memory, of_sqlite = trio.run(both)
-        assert of_sqlite == of_memory
+        of_memory, of_other = trio.run(both)
+        assert of_other == of_memory
         return of_memory
 
     def make(self, run_id, fields, base=None):
@@ -180,13 +185,13 @@ class Stores(RuleBasedStateMachine):
         batch = data.draw(st.permutations([*batch, *beside]))
 
         async def both():
-            return await self.memory.write(batch), await self.sqlite.write(batch)
+            return await self.memory.write(batch), await self.other.write(batch)
 
-        of_memory, of_sqlite = (
+        of_memory, of_other = (
             [type(verdict) if isinstance(verdict, Failed) else verdict for verdict in verdicts]
             for verdicts in trio.run(both)
         )
-        assert of_sqlite == of_memory
+        assert of_other == of_memory
 
     @rule(routes=route_lists, now=times, limit=limits)
     def read_due(self, routes, now, limit):
@@ -238,3 +243,26 @@ TestStores.settings = settings(max_examples=settings().max_examples * 2 // 5, st
 TestStores.__doc__ = (
     "Whatever is written and read, in whatever order, the SQLite store answers like the memory store."
 )
+
+
+def test_mongo_answers_like_memory(databases):
+    """Whatever is written and read, in whatever order, the Mongo store answers like the memory store."""
+
+    class MongoStores(Stores):
+        def make_other(self):
+            return MongoStore(databases.url(), change_streams=False)
+
+        def make(self, run_id, fields, base=None):
+            """What cannot be stored is no base of an update: only what differs is looked at, the rest is there."""
+            made = super().make(run_id, fields, base)
+            if made.head.pause_reason == "\ud800":
+                self.known[run_id].pop()
+            return made
+
+    # Each call is a round trip to a slow server: a failure is told as it was met, shrinking would take minutes.
+    fewer = settings(
+        max_examples=max(5, settings().max_examples // 8),
+        stateful_step_count=20,
+        phases=(Phase.explicit, Phase.generate),
+    )
+    run_state_machine_as_test(MongoStores, settings=fewer)

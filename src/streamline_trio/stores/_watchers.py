@@ -28,13 +28,13 @@ class Watchers:
     def __bool__(self) -> bool:
         return bool(self._listeners)
 
-    def tell_from_thread(self, hint: Hint) -> None:
-        """Call every listener, each in its trio run; for a thread that is in none."""
-        self._tell(hint, None)
-
     def tell(self, hint: Hint) -> None:
-        """Call every listener."""
+        """Call every listener; those of this trio run at once."""
         self._tell(hint, trio.lowlevel.current_trio_token())
+
+    def tell_from_thread(self, hint: Hint) -> None:
+        """Have every listener called soon; for a thread that is in no trio run."""
+        self._tell(hint, None)
 
     def _tell(self, hint: Hint, here: trio.lowlevel.TrioToken | None) -> None:
         for mark, (listener, token) in list(self._listeners.items()):
@@ -42,9 +42,14 @@ class Watchers:
                 listener(hint)
                 continue
             try:
-                token.run_sync_soon(listener, hint)
+                token.run_sync_soon(self._call, mark, hint)
             except trio.RunFinishedError:
                 self._listeners.pop(mark, None)  # another trio run may have noticed it first
+
+    def _call(self, mark: object, hint: Hint) -> None:
+        """In the run of the listener: it may have ended meanwhile."""
+        if (entry := self._listeners.get(mark)) is not None:
+            entry[0](hint)
 
 
 def has_ended(token: trio.lowlevel.TrioToken) -> bool:
