@@ -216,11 +216,12 @@ class GroupCommitter:
             if outcome is not None:
                 self._tell(submission, outcome)
                 return
-            if trio.current_time() + pause > submission.given_up_at:
+            sleep = pause * (0.5 + self._chance.roll())
+            if trio.current_time() + sleep > submission.given_up_at:
                 self._logger.warning("the store stays unavailable: %s", error)
                 self._tell(submission, error)
                 return
-            await trio.sleep(pause * (0.5 + self._chance.roll()))
+            await trio.sleep(sleep)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _settle_doubt(self, write: Write) -> Verdict | None:

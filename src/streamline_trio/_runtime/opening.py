@@ -305,8 +305,10 @@ class _Life:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._cancel_when_finished, nursery.cancel_scope)
                     await self._drain(machinery)
-                    await machinery.services.committer.flushed()
-                    await machinery.worker.discharge(_LAST_WRITES)
+                    until = trio.current_time() + _LAST_WRITES
+                    with trio.CancelScope(deadline=until):  # no run is held any more, only a beat may be on its way
+                        await machinery.services.committer.flushed()
+                    await machinery.worker.discharge(until)
                     nursery.cancel_scope.cancel()
                 machinery.services.publisher.close()
         finally:

@@ -214,16 +214,17 @@ class Worker:
             else:
                 return
 
-    async def discharge(self, patience: float) -> None:
+    async def discharge(self, until: float) -> None:
         """Remove the document and release the lock: nothing is leased to this id any more.
 
-        The lock tells whoever looks that the worker is gone, so that the document is worth so many seconds only.
+        The lock tells whoever looks that the worker is gone, so that the document is not worth waiting for
+        longer than `until`, on trio's clock.
         """
         worker_id, self._id = self._id, None
         if worker_id is None:
             return
         try:
-            with trio.fail_after(patience):
+            with trio.fail_at(until):
                 await self._services.read(lambda: self._sign_off(worker_id))
         except (StoreUnavailable, trio.TooSlowError) as error:
             self._services.logger.warning("worker %s could not sign off: %r", worker_id, error)
