@@ -21,6 +21,7 @@ from streamline_trio.testing import (
     replay,
     simulate,
 )
+from streamline_trio.testing import _world as worlds
 from streamline_trio.testing import world as command
 from streamline_trio.testing._world_choices import shrink
 from streamline_trio.testing._world_programs import _KINDS, draw_programs
@@ -231,3 +232,20 @@ def test_a_mistake_says_with_which_seed_it_is_met():
     seed = int(note.partition("with seed ")[2].partition(";")[0])
     with pytest.raises(ValidationError, match="agree"):
         simulate(asking(), schedules=1, seed=seed)
+
+
+def test_a_run_that_goes_round_for_ever_is_told_and_not_waited_for(monkeypatch):
+    """Proves that what never ends, and lets no time pass, is found with its schedule instead of hanging."""
+    monkeypatch.setattr(worlds, "_MOST_CALLS", 2_000)
+
+    def make(_chooser):
+        workflow = Workflow("round", input=dict)
+
+        @workflow.step
+        async def again(ctx):
+            await ctx.goto("again")
+
+        return Scenario(workflow, starts=[Start(workflow, {})])
+
+    with pytest.raises(SimulationFailed, match="it does not come to an end: the store was called 2000 times"):
+        simulate(make, schedules=1, tries=0)

@@ -34,6 +34,7 @@ from streamline_trio.testing._world_scenario import Scenario, ScenarioMistake
 from streamline_trio.testing._world_summary import Summary
 
 _LONGEST_CALM = 3_000
+_MOST_CALLS = 50_000
 _LONG = 60.0
 _LONGEST_LEAVE = 300.0
 
@@ -78,7 +79,7 @@ class World:
             observed(workflow, self.witness) for workflow in self.scenario.workflows
         ]
         self.witness.plans = {workflow.id: workflow.plan for workflow in self.workflows}
-        self.gate: Gate = Gate(self._told)
+        self.gate: Gate = Gate(self._told, most=_MOST_CALLS, too_many=self._stop)
         self.nodes: list[Node] = []
         self.asking: dict[int, trio.CancelScope] = {}
         self.clients: Clients = Clients(self)
@@ -135,6 +136,12 @@ class World:
             self.note(call.node, "call {}: {}: {}", call.number, call, what, beat=beat)
         else:
             self.note(call.node, "    call {}: {}", call.number, what, beat=beat)
+
+    def _stop(self) -> None:
+        """Something goes on and on without a step towards an end; as no time need pass, no clock would stop it."""
+        assert self._nursery is not None
+        self.wrong.append(f"it does not come to an end: the store was called {_MOST_CALLS} times")
+        self._nursery.cancel_scope.cancel()
 
     # --- playing -------------------------------------------------------------------------------------------
 

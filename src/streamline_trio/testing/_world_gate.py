@@ -61,13 +61,25 @@ class Call:
 
 
 class Gate:
-    """All calls that are parked, oldest first. Once `is_open` they pass."""
+    """All calls that are parked, oldest first. Once `is_open` they pass.
 
-    def __init__(self, seen: Callable[[Call, str], None]) -> None:
+    At the last of `most`, `too_many` is called.
+    """
+
+    def __init__(self, seen: Callable[[Call, str], None], *, most: int, too_many: Callable[[], None]) -> None:
         self.parked: dict[int, Call] = {}
         self.is_open: bool = False
         self.calls: int = 0
         self._seen = seen
+        self._most = most
+        self._too_many = too_many
+
+    def count(self) -> int:
+        """The number of the next call."""
+        self.calls += 1
+        if self.calls == self._most:
+            self._too_many()
+        return self.calls
 
     def open(self) -> None:
         """From now on everything passes, those that are parked first."""
@@ -108,8 +120,7 @@ class GatedStore(WrappedStore):
     async def around(self, name: str, args: tuple[Any, ...], act: Act) -> Any:
         if self.is_gone:
             return await self._nothing(name)
-        self.gate.calls += 1
-        call = Call(self.gate.calls, self.node, name, args)
+        call = Call(self.gate.count(), self.node, name, args)
         release = await self.gate.park(call)
         if self.is_gone:
             return await self._nothing(name)
