@@ -20,6 +20,7 @@ from streamline_trio.stores.mongo._client import Stored
 PATIENCE = 0.5
 """Seconds that the server holds a question back while it has nothing to tell; closing waits as long."""
 
+_LEAST_PAUSE = 0.02
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
 _LOST = frozenset({136, 286})  # what the token stands for is not there any more: begin with what comes now
@@ -102,6 +103,9 @@ class Stream:
                 self._token = stream.resume_token
                 if change is not None:
                     self._tell(hint_of_change(change))
+                else:
+                    # Where many write, a server may answer early, once for each write that is filtered out.
+                    self._ends.wait(_LEAST_PAUSE)
 
 
 def hint_of_change(change: Mapping[str, Any]) -> Hint:
