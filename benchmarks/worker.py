@@ -30,6 +30,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     seconds: float | None = 0.0
     capacity: int = 100
+    lease: float = 15.0
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +55,12 @@ async def work(job: Job) -> None:
             if await anext(words, None) != "go":
                 return
             async with open_engine(
-                job.store, workflow, name=job.name, drain_timeout=1.0, max_concurrent_runs=job.capacity
+                job.store,
+                workflow,
+                name=job.name,
+                drain_timeout=1.0,
+                max_concurrent_runs=job.capacity,
+                lease=job.lease,
             ):
                 settle_memory()
                 _tell("open")
