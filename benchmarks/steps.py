@@ -128,5 +128,5 @@ BENCHMARK = Benchmark(
     normal=Size(runs={1: 100, 16: 400, 256: 1024}),
     quick=Size(runs={1: 2, 16: 16, 256: 256}),
     mongodb=Size(runs={1: 20, 16: 48, 64: 128}),
-    mongodb_quick=Size(runs={1: 2, 64: 64}),
+    mongodb_quick=Size(runs={1: 2, 16: 16}),
 )

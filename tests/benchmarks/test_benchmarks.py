@@ -43,7 +43,7 @@ STORES = {"growth": ["--store", "memory:"]}
 MONGODB = {
     "steps": {
         "concurrency": dict.fromkeys(
-            ("1", "64"),
+            ("1", "16"),
             RATES | {"one_write_per_call_per_s", "times_one_write_per_call", "round_trips_per_step"},
         )
     },
