@@ -45,7 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "name", nargs="?", choices=[*BENCHMARKS], help="what to measure; everything, once, if left out"
     )
-    parser.add_argument("--store", help="sqlite:///path.db or memory:; runs stay there (default: temporary files)")
+    parser.add_argument(
+        "--store",
+        help="sqlite:///path.db, memory:, mongodb://host/database or mongodb (the server of the tests);"
+        " runs stay in a file that is named, and nowhere else (default: temporary files)",
+    )
     parser.add_argument("--rounds", type=_positive, help="how often each measurement is repeated")
     parser.add_argument("--quick", action="store_true", help="sizes that only show that it works")
     parser.add_argument("--full", action="store_true", help="also with a million sleepers")
@@ -61,7 +65,7 @@ def _positive(text: str) -> int:
 
 def _one(place: Place, given: argparse.Namespace, benchmark: Benchmark[Any]) -> None:
     """The table, and as the last line the same as JSON."""
-    facts = machine(place.folder)
+    facts = machine(place.folder) | place.facts
     figures = _measured(place, given, benchmark, facts, rounds=given.rounds or benchmark.rounds)
     if not given.json:
         print(_told(facts) + "\n")
@@ -71,7 +75,7 @@ def _one(place: Place, given: argparse.Namespace, benchmark: Benchmark[Any]) -> 
 
 def _all(place: Place, given: argparse.Namespace) -> None:
     """Every benchmark that the store allows, by default with one round."""
-    facts = machine(place.folder)
+    facts = machine(place.folder) | place.facts
     results: Figures = {}
     if not given.json:
         print(_told(facts) + "\n", flush=True)
@@ -90,9 +94,11 @@ def _measured(
 ) -> Figures:
     if benchmark.needs_processes and not place.is_shared:
         raise UnknownStore(f"{benchmark.name} starts worker processes, which cannot reach {place}")
-    size = benchmark.normal
+    size = benchmark.mongodb if place.kind == "mongodb" else benchmark.normal
     if given.quick:
         size, rounds = benchmark.quick, given.rounds or 1
+        if place.kind == "mongodb":
+            size = benchmark.mongodb_quick or size
     elif given.full and benchmark.full is not None:
         size = benchmark.full
     figures = trio.run(benchmark.measure, place, size, rounds)
@@ -106,9 +112,10 @@ def _measured(
 
 
 def _told(facts: Figures) -> str:
+    server = f", MongoDB {facts['mongodb']}" if "mongodb" in facts else ""
     return (
         f"{facts['cores']} cores of {facts['processor']}, {facts['system']}, Python {facts['python']},"
-        f" SQLite {facts['sqlite']}; fsync {facts['fsync_us']:.0f} µs; load before {facts['load_before']}"
+        f" SQLite {facts['sqlite']}{server}; fsync {facts['fsync_us']:.0f} µs; load before {facts['load_before']}"
     )
 
 

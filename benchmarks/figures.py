@@ -19,7 +19,8 @@ Row = Sequence[str | float]
 class Benchmark(Generic[S]):
     """One measurement: how it is taken at a given size, and how its figures look as a table.
 
-    The first row is the heading. `quick` is a size at which it only proves that it works.
+    The first row is the heading. `quick` is a size at which it only proves that it works. On MongoDB the sizes
+    are others: what the server of the tests does in about a minute.
     """
 
     name: str
@@ -28,6 +29,8 @@ class Benchmark(Generic[S]):
     table: Callable[[Figures], Iterable[Row]]
     normal: S
     quick: S
+    mongodb: S
+    mongodb_quick: S | None = None
     full: S | None = None
     rounds: int = 5
     needs_processes: bool = False

@@ -62,5 +62,7 @@ BENCHMARK = Benchmark(
     table=table,
     normal=Size(concurrency=8, steps=8000),
     quick=Size(concurrency=2, steps=200),
+    mongodb=Size(lengths=(10, 100, 300), concurrency=2, steps=600),
+    mongodb_quick=Size(lengths=(10, 30), concurrency=2, steps=20),
     rounds=3,
 )

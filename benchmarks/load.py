@@ -11,7 +11,7 @@ import trio
 
 from benchmarks.machine import settle_memory
 from benchmarks.workflows import nothing
-from streamline_trio import Engine, Workflow, open_engine
+from streamline_trio import Engine, Store, Workflow, open_engine
 
 _WARM_UPS = 5
 _PATIENCE = 300.0
@@ -20,14 +20,25 @@ _warm = Workflow("bench-warm", steps={"step": nothing})
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What each run took from `start` to its result, what all took together, and what the process computed."""
+    """What each run took from `start` to its result, what all took together, and what the process computed.
+
+    `counted` is what the meter that was given has counted meanwhile.
+    """
 
     each: list[float]
     seconds: float
     cpu_seconds: float
+    counted: int
 
 
-async def put_load(store: str, workflow: Workflow[Any, Any], runs: int, concurrency: int) -> Load:
+async def put_load(
+    store: Store | str,
+    workflow: Workflow[Any, Any],
+    runs: int,
+    concurrency: int,
+    *,
+    meter: Callable[[], int] = lambda: 0,
+) -> Load:
     """So many clients at a time, each of which starts a run, waits for its result and starts the next.
 
     The engine is open and has done a few other runs before time is taken.
@@ -42,11 +53,16 @@ async def put_load(store: str, workflow: Workflow[Any, Any], runs: int, concurre
         async def client() -> None:
             taken.extend([await _one(engine, workflow) for _ in left])
 
-        began, computed = time.perf_counter(), time.process_time()
+        began, computed, counted = time.perf_counter(), time.process_time(), meter()
         async with trio.open_nursery() as nursery:
             for _ in range(min(concurrency, runs)):
                 nursery.start_soon(client)
-        return Load(each=taken, seconds=time.perf_counter() - began, cpu_seconds=time.process_time() - computed)
+        return Load(
+            each=taken,
+            seconds=time.perf_counter() - began,
+            cpu_seconds=time.process_time() - computed,
+            counted=meter() - counted,
+        )
 
 
 async def _one(engine: Engine, workflow: Workflow[Any, Any]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from benchmarks.worker import Job, Told
+from benchmarks.worker import STORE, Job, Told
 
 ROOT = Path(__file__).parents[1]
 _PATIENCE = 60.0
@@ -73,9 +74,12 @@ async def workers(jobs: Sequence[Job]) -> AsyncIterator[list[WorkerProcess]]:
 
 
 async def _run(job: Job, task_status: trio.TaskStatus[trio.Process]) -> None:
+    told = msgspec.json.encode(msgspec.structs.replace(job, store="")).decode()
     await trio.run_process(
-        [sys.executable, "-m", "benchmarks.worker", msgspec.json.encode(job).decode()],
+        [sys.executable, "-m", "benchmarks.worker", told],
         cwd=ROOT,
+        # A URL may hold a password, and anybody can read the arguments of a process.
+        env={**os.environ, STORE: job.store},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         check=False,

@@ -14,7 +14,8 @@ On SQLite, with the page size, journal and sync settings of the store, a write i
 
 A transaction holds `concurrency` writes, of as many runs, which move in step with each other: it is a batch as
 large as a group committer can make with so many runs in flight. In memory a write replaces a struct of the same
-bytes in a dict, guarded by its revision, and a transaction is nothing.
+bytes in a dict, guarded by its revision, and a transaction is nothing. On MongoDB it is a loop of plain pymongo:
+see `raw_mongo`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.documents import Written
+from benchmarks.documents import Written, carried
 from benchmarks.places import Place
+from streamline_trio.store import Insert, Update
 
 SETTINGS = (
     "synchronous = FULL",
@@ -49,11 +51,25 @@ _UPDATE_HEAD = "UPDATE heads SET revision = revision + 1, head = ? WHERE id = ? 
 _INSERT_PART = "INSERT INTO parts (run_id, part, body) VALUES (?, ?, ?)"
 
 
-def seconds_of_commits(place: Place, writes: Sequence[Written], runs: int, concurrency: int) -> list[float]:
-    """What each transaction took, on a store of the place's kind that was empty before."""
-    if place.kind == "memory":
-        return list(_in_memory(writes, runs, concurrency))
-    return list(_in_sqlite(place.file("raw.db"), writes, runs, concurrency))
+def seconds_of_commits(
+    place: Place, writes: Sequence[Insert | Update], runs: int, concurrency: int, *, warm: int = 0
+) -> list[float]:
+    """What each transaction took, on a store of the place's kind that was empty before.
+
+    The first `warm` writes of each run are left out.
+    """
+    if place.kind == "mongodb":
+        # Whoever measures another store need not have the driver.
+        from benchmarks.raw_mongo import seconds_of_bulks  # noqa: PLC0415
+
+        taken = list(seconds_of_bulks(place.fresh(), writes, _groups(runs, concurrency)))
+    else:
+        bodies = [carried(write) for write in writes]
+        if place.kind == "memory":
+            taken = list(_in_memory(bodies, runs, concurrency))
+        else:
+            taken = list(_in_sqlite(place.file("raw.db"), bodies, runs, concurrency))
+    return [seconds for number, seconds in enumerate(taken) if number % len(writes) >= warm]
 
 
 def _in_sqlite(path: Path, writes: Sequence[Written], runs: int, concurrency: int) -> Iterator[float]:

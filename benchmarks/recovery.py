@@ -24,11 +24,15 @@ _LOOKS_EVERY = 0.01
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
-    """Runs in flight, their steps, and what a step takes in seconds."""
+    """Runs in flight, their steps, what a step takes in seconds, and the lease of the workers.
+
+    The lease has to run out first on stores that have no locks which die with their process.
+    """
 
     runs: int
     steps: int
     seconds: float
+    lease: float = 15.0
 
 
 class _Times(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +63,14 @@ async def _once(place: Place, size: Size) -> _Times:
     store, effects = place.fresh(), Effects(place.file("effects"))
     workflow = workflow_of(size.steps, nothing)
     tag = effects.path.name + effects.path.parent.name
-    job = Job(store=store, name="first", effects=str(effects.path), steps=size.steps, seconds=size.seconds)
+    job = Job(
+        store=store,
+        name="first",
+        effects=str(effects.path),
+        steps=size.steps,
+        seconds=size.seconds,
+        lease=size.lease,
+    )
     async with open_engine(store, workflow, worker=False) as client:
         async with workers([job]) as (first,):
             await start_drafts(client, workflow, size.runs, tag)
@@ -108,6 +119,8 @@ BENCHMARK = Benchmark(
     table=table,
     normal=Size(runs=100, steps=20, seconds=0.1),
     quick=Size(runs=10, steps=4, seconds=0.05),
+    mongodb=Size(runs=20, steps=10, seconds=0.2, lease=5.0),
+    mongodb_quick=Size(runs=4, steps=4, seconds=0.05, lease=2.0),
     rounds=3,
     needs_processes=True,
 )

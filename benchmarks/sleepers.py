@@ -103,6 +103,8 @@ BENCHMARK = Benchmark(
     table=table,
     normal=Size(sleepers=(0, 1_000, 100_000), drafts=500),
     quick=Size(sleepers=(0, 1_000), drafts=20),
+    mongodb=Size(sleepers=(0, 500, 2_000), drafts=100),
+    mongodb_quick=Size(sleepers=(0, 50), drafts=10),
     full=Size(sleepers=(0, 1_000, 100_000, 1_000_000), drafts=500),
     rounds=3,
     needs_processes=True,

@@ -20,6 +20,8 @@ from benchmarks.machine import resident_mib, settle_memory
 from benchmarks.workflows import Effect, Effects, gather, signing, workflow_of
 from streamline_trio import open_engine
 
+STORE = "STREAMLINE_BENCH_STORE"
+
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker is told when it is started."""
@@ -30,6 +32,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     seconds: float | None = 0.0
     capacity: int = 100
+    lease: float = 15.0
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +57,12 @@ async def work(job: Job) -> None:
             if await anext(words, None) != "go":
                 return
             async with open_engine(
-                job.store, workflow, name=job.name, drain_timeout=1.0, max_concurrent_runs=job.capacity
+                job.store,
+                workflow,
+                name=job.name,
+                drain_timeout=1.0,
+                max_concurrent_runs=job.capacity,
+                lease=job.lease,
             ):
                 settle_memory()
                 _tell("open")
@@ -83,9 +91,10 @@ def _tell(what: str) -> None:
 
 
 def main() -> None:
-    """Read the job, given as one JSON argument, and do it."""
+    """Read the job, given as one JSON argument, and do it; the URL of its store comes by the environment."""
     logging.basicConfig(level=logging.ERROR)
-    trio.run(work, msgspec.json.decode(sys.argv[1], type=Job))
+    job = msgspec.json.decode(sys.argv[1], type=Job)
+    trio.run(work, msgspec.structs.replace(job, store=os.environ[STORE]))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,22 @@ SHAPES = {
 STORES = {"growth": ["--store", "memory:"]}
 
 
-def bench(*arguments, folder):
+MONGODB = {
+    "steps": {
+        "concurrency": dict.fromkeys(
+            ("1", "16"),
+            RATES | {"one_write_per_call_per_s", "times_one_write_per_call", "round_trips_per_step"},
+        )
+    },
+    "latency": SHAPES["latency"],
+    "claims": {"processes": {count: {"claims_per_s"} for count in ("1", "2")}},
+    "growth": {"us_per_step": {"10", "30"}, "bare_us_per_step": {"10", "30"}},
+    "sleepers": {"sleepers": dict.fromkeys(("0", "50"), COSTS)},
+    "recovery": SHAPES["recovery"],
+}
+
+
+def bench(*arguments, folder, patience=50):
     return subprocess.run(
         [sys.executable, "-m", "benchmarks", *arguments],
         cwd=ROOT,
@@ -48,7 +63,7 @@ def bench(*arguments, folder):
         capture_output=True,
         text=True,
         check=False,
-        timeout=50,
+        timeout=patience,
     )
 
 
@@ -74,6 +89,23 @@ def test_a_benchmark_ends_with_its_figures(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.deadline(180)
+@pytest.mark.parametrize("name", MONGODB)
+def test_a_benchmark_on_mongodb_leaves_no_database_behind(name, tmp_path, databases):
+    """Proves that each runs on MongoDB, and that the databases that were made for it are gone afterwards."""
+    url = databases.url()
+    done = bench(name, "--quick", "--json", "--store", url, folder=tmp_path, patience=170)
+    assert (done.returncode, done.stderr) == (0, "")
+    figures = json.loads(done.stdout)
+    assert (figures["benchmark"], figures["settings"]["rounds"]) == (name, 1)
+    assert figures["machine"]["mongodb"]
+    assert is_measured(figures, MONGODB[name])
+    assert figures.get("duplicates", 0) == 0
+    prefix = databases.of(url).name
+    assert [found for found in databases.client.list_database_names() if found.startswith(prefix)] == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_all_of_them_run_on_a_store_that_was_named(tmp_path):
     """Proves that without a name each benchmark that the store allows runs, and that `--json` prints only that."""
     done = bench("--quick", "--json", "--store", "memory:", folder=tmp_path)
@@ -87,7 +119,9 @@ def test_all_of_them_run_on_a_store_that_was_named(tmp_path):
     ("store", "why"),
     [
         ("memory:", "which cannot reach memory:"),
-        ("mongodb://localhost", "there is no bare loop for 'mongodb://localhost'"),
+        ("redis://localhost", "there is no bare loop for 'redis://localhost'"),
+        ("mongodb://localhost", "the URL names no database"),
+        ("mongodb://127.0.0.1:1/none?serverSelectionTimeoutMS=100", "no MongoDB server answers"),
         ("sqlite:////no/such/place.db", "its directory does not exist"),
     ],
 )

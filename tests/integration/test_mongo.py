@@ -70,6 +70,36 @@ async def test_a_workflow_runs_on_mongo(databases):
     assert databases.of(url).runs.count_documents({}) == 0
 
 
+async def application(url):
+    """What users write: nothing in it knows of the store but the URL. Returns what it sees of its runs."""
+    async with open_engine(url, order) as engine, engine.events("workflow.waiting") as waits:
+        handle = await engine.start(
+            order, Order("book"), idempotency_key="o-1", tags=["express"], meta={"level": 1}
+        )
+        assert await engine.start(order, Order("again"), idempotency_key="o-1") == handle
+        other = await engine.start(order, Order("pen"), delay=3600)
+        await engine.emit(approved, "by Ada", run=handle)
+        with trio.fail_after(20):
+            while getattr(await anext(waits), "step", None) != "sign":
+                pass
+        waiting = await handle.get()
+        await handle.resume("signature")
+        result = await handle.result()
+        await other.cancel("not wanted")
+        found = [await handle.get(), await other.wait()]
+        by_tag = (await engine.find(tags=["express"], meta={"level": 1})).items
+        assert [run.id for run in by_tag] == [handle.id]
+        counts = [await engine.count(status=status) for status in ("done", "cancelled", "waiting")]
+        return waiting.status, waiting.current_step, result, [(run.status, run.state) for run in found], counts
+
+
+async def test_the_same_application_runs_on_every_store(databases, tmp_path):
+    """Unchanged code sees the same on memory, on SQLite and on MongoDB: only the URL differs."""
+    outcomes = [await application(url) for url in ("memory:", f"sqlite:///{tmp_path}/runs.db", databases.url())]
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert outcomes[0][0] == "waiting"
+
+
 async def test_what_one_engine_writes_reaches_another_at_once(databases):
     """A start, an answer and the end are heard through the change stream, long before anybody would poll."""
 

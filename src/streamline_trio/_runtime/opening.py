@@ -179,7 +179,7 @@ class _Life:
             settled=lambda run: watcher.settled(run),  # noqa: PLW0108 - made below
             due=lambda due_at: claimer.notify(due_at),  # noqa: PLW0108 - made below
         )
-        watcher = Watcher(services)
+        watcher = Watcher(services, drives=lambda run_id: run_id in crew.drivers)
         crew = Crew(
             services,
             capacity=self._options.max_concurrent_runs,

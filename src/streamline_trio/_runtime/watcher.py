@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from streamline_trio._core.documents import RunDoc
@@ -25,10 +27,15 @@ class _Watch:
 
 
 class Watcher:
-    """Learns of settled runs from our own commits, from the store's hints, and by asking where others write."""
+    """Learns of settled runs from our own commits, from the store's hints, and by asking where others write.
 
-    def __init__(self, services: Services) -> None:
+    `drives` tells whether this engine drives a run: we hear of its end. For a driver that hangs after it has lost
+    its lease, the store is asked about these too, but only once a lease.
+    """
+
+    def __init__(self, services: Services, drives: Callable[[str], bool]) -> None:
         self._services = services
+        self._drives = drives
         self._watches: dict[str, _Watch] = {}
         self._wanted = trio.Event()
         self._closed = False
@@ -93,12 +100,17 @@ class Watcher:
     async def run(self) -> None:
         """Ask the store for all watched runs, one poll after the other; for stores that others can write."""
         poll = self._services.polls.poll()
+        asked_for_all_at = trio.current_time()
         while True:
             if not self._watches:
                 self._wanted = trio.Event()
                 await self._wanted.wait()
             await poll.next()
             run_ids = [run_id for run_id, watch in self._watches.items() if not watch.event.is_set()]
+            if trio.current_time() - asked_for_all_at < self._services.options.lease:
+                run_ids = [run_id for run_id in run_ids if not self._drives(run_id)]
+            else:
+                asked_for_all_at = trio.current_time()
             for start in range(0, len(run_ids), _READ_AT_ONCE):
                 await self._ask(run_ids[start : start + _READ_AT_ONCE])
 

@@ -7,7 +7,7 @@ size of each is known.
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from bson.objectid import ObjectId
 from bson.raw_bson import RawBSONDocument
 
 from streamline_trio._core.codec import ENCODE_ERRORS, maps_of, not_encodable
-from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.documents import Head, RunDoc
 from streamline_trio._core.errors import PayloadTooLarge, StreamlineError, ValidationError
 from streamline_trio._core.store import (
     AppendRows,
@@ -249,6 +249,8 @@ def _head_changes(before: RunDoc, after: RunDoc) -> Pair:
 
 
 def _derived_changes(before: RunDoc, after: RunDoc) -> Pair:
+    if after.records is before.records and _derives_the_same(before.head, after.head):
+        return {}, {}
     old, new = derived_of_head(before), derived_of_head(after)
     if after.records is not before.records:
         with_labels = any(label_change(before, after))
@@ -256,6 +258,13 @@ def _derived_changes(before: RunDoc, after: RunDoc) -> Pair:
         new |= derived_of_waits(after, with_labels=with_labels)
     changed = {name: value for name, value in new.items() if old.get(name) != value}
     return changed, {name: None for name in old if name not in new}
+
+
+def _derives_the_same(old: Head, new: Head) -> bool:
+    """Whether nothing has changed that `derived_of_head` looks at, as in most commits."""
+    if new.attention and old.lease != new.lease:
+        return False
+    return (old.status, old.version, old.attention) == (new.status, new.version, new.attention)
 
 
 class _Changes:
@@ -282,7 +291,7 @@ class _Changes:
             was, value = old.get(key), new.get(key)
             if value is was or value == was:
                 continue
-            self.large = self.large or any(map(is_large, _payloads(entries, was, value)))
+            self.large = self.large or _has_large(entries, was) or _has_large(entries, value)
             if value is not None:
                 self.to_set[f"{attribute}.{escape(key)}"] = entries.write(value)
             elif new:
@@ -291,10 +300,8 @@ class _Changes:
             self.to_unset.append(attribute)
 
 
-def _payloads(entries: Entries, *values: object) -> Iterator[bytes | None]:
-    for value in values:
-        if value is not None:
-            yield from entries.payloads(value)
+def _has_large(entries: Entries, value: object) -> bool:
+    return value is not None and any(map(is_large, entries.payloads(value)))
 
 
 def _put_side(write: PutSide) -> SidePut:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from streamline_trio.stores.mongo._client import Stored
 PATIENCE = 0.5
 """Seconds that the server holds a question back while it has nothing to tell; closing waits as long."""
 
+_LEAST_PAUSE = 0.02
+_A_ROUND_TRIP = 0.001  # what takes less has come with an earlier answer
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
 _LOST = frozenset({136, 286})  # what the token stands for is not there any more: begin with what comes now
@@ -98,10 +101,15 @@ class Stream:
         with self._runs.watch(PIPELINE, resume_after=self._token, max_await_time_ms=wait) as stream:
             self._listens.set()
             while not self._ends.is_set() and stream.alive:
+                asked_at = time.monotonic()
                 change = stream.try_next()
+                took = time.monotonic() - asked_at
                 self._token = stream.resume_token
                 if change is not None:
                     self._tell(hint_of_change(change))
+                if change is None or took > _A_ROUND_TRIP:
+                    # Where many write, each change would be a question, and those filtered out perhaps too.
+                    self._ends.wait(_LEAST_PAUSE)
 
 
 def hint_of_change(change: Mapping[str, Any]) -> Hint:
