@@ -371,6 +371,7 @@ FAULTS = (
             try:
                 pause = await self._round()
             except StoreUnavailable as error:
+                circuit.failed("read", error)
                 self._services.logger.warning("claiming pauses: %s", error)
                 pause = self._services.options.poll_interval
 """,
@@ -378,6 +379,7 @@ FAULTS = (
             try:
                 pause = await self._round()
             except StoreUnavailable as error:
+                circuit.failed("read", error)
                 self._services.logger.warning("claiming pauses: %s", error)
                 pause = self._services.options.poll_interval
             self._wake = trio.Event()

@@ -32,11 +32,15 @@ class Care:
     async def run(self) -> None:
         """Work until cancelled."""
         poll = self._machinery.services.polls.poll()
+        circuit = self._machinery.services.circuit
         while True:
             await poll.next()
+            if circuit.is_open:
+                await circuit.pause()
             try:
                 await self._round()
             except StoreUnavailable as error:
+                circuit.failed("read", error)
                 self._machinery.services.logger.warning("care pauses: %s", error)
 
     async def _round(self) -> None:
