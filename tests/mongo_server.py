@@ -25,6 +25,7 @@ from pymongo.errors import ServerSelectionTimeoutError
 
 REAL = os.environ.get("STREAMLINE_TEST_MONGO_URL")
 STARTUP = 30.0
+_ASKED = 50
 
 needs_real_server = pytest.mark.skipif(REAL is None, reason="STREAMLINE_TEST_MONGO_URL names no server")
 needs_own_server = pytest.mark.skipif(REAL is not None, reason="breaks the server, which must be its own")
@@ -62,10 +63,17 @@ class Server:
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, how)
-        if how != signal.SIGKILL:
+        for _ in range(_ASKED):
+            if how == signal.SIGKILL:
+                break
             # It notices a polite request with the next connection only.
             with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self._port)).close()
+                socket.create_connection(("127.0.0.1", self._port), timeout=0.1).close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.1)
+                return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 

@@ -147,10 +147,10 @@ async def two_engines(url: str, *workflows: Workflow[Any, Any], **options: Any) 
     ("command", "kinds"),
     [
         ("bulkWrite", WRITES),
-        ("insert", [CUT, UNSURE]),
-        ("delete", [CUT, UNSURE]),
+        ("insert", [CUT]),
+        ("delete", [UNSURE]),
         ("find", READS),
-        ("getMore", [CUT, SLOW]),
+        ("getMore", [CUT, STEPPED_DOWN]),
         ("aggregate", [STEPPED_DOWN]),
         ("distinct", [CUT]),
     ],

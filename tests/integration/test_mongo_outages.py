@@ -174,7 +174,7 @@ async def test_clocks_a_minute_apart_steal_nothing(databases):
 
     flow = one_step(handler)
     early, late = (Looked(MongoStore(url), 5) for _ in range(2))  # three in a lease
-    opening = partial(open_engine, poll_interval=0.1, lease=3)
+    opening = partial(open_engine, poll_interval=0.1, lease=2)
     async with (
         opening(url, flow) as one,
         opening(early, flow, clock=Ahead(60)) as ahead,

@@ -190,7 +190,7 @@ async def test_the_driver_repeats_a_write_whose_answer_is_lost_only_once(databas
 
 def test_a_stream_that_worked_begins_again_soon():
     """Pauses grow only while nothing is heard: one that breaks off once an hour is back at once each time."""
-    pauses = []
+    pauses: list[float] = []
 
     class Broken:
         alive = True
