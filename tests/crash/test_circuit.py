@@ -137,10 +137,24 @@ async def test_only_failures_in_a_row_count():
         circuit.failed(way, StoreUnavailable("gone"))
         await trio.sleep(1)
         circuit.worked("read")
-    await trio.sleep(100)
+    await trio.sleep(1000)
     circuit.failed("write", StoreUnavailable("gone"))
     assert not circuit.is_open
     assert not told
+
+
+@pytest.mark.virtual_time
+async def test_an_outage_of_long_ago_does_not_hide_the_next():
+    """One who only reads never learns that writes work again: the next outage is told all the same."""
+    told: list[int] = []
+    circuit = circuit_telling(told)
+    for _ in range(2):
+        for _ in range(FAILURES):
+            circuit.failed("write", StoreUnavailable("gone"))
+            await trio.sleep(1)
+        circuit.worked("read")
+        await trio.sleep(3600)
+    assert told == [FAILURES, FAILURES]
 
 
 @pytest.mark.virtual_time

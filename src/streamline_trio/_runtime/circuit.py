@@ -1,9 +1,9 @@
 """Whether the store can be reached: the circuit opens after some failures in a row and closes by itself.
 
 Whoever asks the store tells it what came of that; while nothing has failed, that is one look at an attribute. Reads
-and writes count apart, since a store may answer the ones and refuse the others. While the
-circuit is open, claiming and care pause before they try again, the longer the outage lasts the longer; the first
-success, whoever has it, closes the circuit and ends their pauses.
+and writes count apart, since a store may answer the ones and refuse the others. While the circuit is open, claiming
+and care pause before they try again, the longer the outage lasts the longer; the first success of what failed,
+whoever has it, closes the circuit and ends their pauses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOMENT = 0.05
 """Failures within so many seconds are one: what was under way together fails together."""
 LONGEST_PAUSE = 5.0
 _SHORTEST_PAUSE = 0.1
-_FORGOTTEN = 60.0
+_FORGOTTEN = 600.0
 
 
 class _Row:
@@ -38,8 +38,12 @@ class _Row:
         self.failures = 0
         self.last = -math.inf
 
+    def is_past(self, now: float) -> bool:
+        """Whether it is so long ago that it belongs to another outage."""
+        return now - self.last > _FORGOTTEN
+
     def add(self, now: float) -> None:
-        if now - self.last > _FORGOTTEN:
+        if self.is_past(now):
             self.failures = 0
         if now - self.last >= MOMENT:
             self.failures += 1
@@ -74,6 +78,8 @@ class Circuit:
         """The store could not be reached, or did not say what became of a write."""
         now = trio.current_time()
         self._in_trouble = True
+        if self.is_open and all(row.is_past(now) for row in self._rows.values()):
+            self._close()  # nobody has asked since for what failed then
         row = self._rows[way]
         row.add(now)
         if self.is_open or row.failures < FAILURES:
@@ -89,9 +95,12 @@ class Circuit:
         self._rows[way] = _Row()
         self._in_trouble = any(row.failures for row in self._rows.values())
         if self.is_open and all(row.failures < FAILURES for row in self._rows.values()):
-            self.is_open = False
             self._logger.warning("the store answers again, after %.1f s", trio.current_time() - self._since)
-            self._closed.set()
+            self._close()
+
+    def _close(self) -> None:
+        self.is_open = False
+        self._closed.set()
 
     async def pause(self) -> None:
         """Half as long as the outage has lasted, at random by up to a half less, or until it is over.
