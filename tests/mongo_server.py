@@ -25,8 +25,56 @@ from pymongo.errors import ServerSelectionTimeoutError
 
 REAL = os.environ.get("STREAMLINE_TEST_MONGO_URL")
 STARTUP = 30.0
+_ASKED = 50
 
 needs_real_server = pytest.mark.skipif(REAL is None, reason="STREAMLINE_TEST_MONGO_URL names no server")
+needs_own_server = pytest.mark.skipif(REAL is not None, reason="breaks the server, which must be its own")
+
+
+class Server:
+    """A server of its own in a folder, which can be killed and started again on the same port and data."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        # Its records of retryable writes grow slow after some thousands; only tests about retries want them.
+        self.url: str = f"mongodb://127.0.0.1:{self._port}/?retryWrites=false&directConnection=true"
+
+    def start(self) -> None:
+        """Returns once it answers."""
+        command: list[str | Path] = [Path(sys.executable).with_name("secantusd-py")]
+        command += ["--host", "127.0.0.1", "--port", str(self._port), "--storage-path", self._folder / "data"]
+        command += ["--log-level", "WARNING", "--sync-on-commit", "--enable-test-commands"]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self._folder,
+                env={**os.environ, "HOME": str(self._folder)},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_until_up(self.url)
+
+    def stop(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """Returns once it is gone."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, how)
+        for _ in range(_ASKED):
+            if how == signal.SIGKILL:
+                break
+            # It notices a polite request with the next connection only.
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self._port), timeout=0.1).close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.1)
+                return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 @contextmanager
@@ -35,34 +83,12 @@ def running(folder: Path) -> Iterator[str]:
     if REAL is not None:
         yield REAL
         return
-    port = free_port()
-    command: list[str | Path] = [
-        Path(sys.executable).with_name("secantusd-py"),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    command += ["--storage-path", folder / "data", "--log-level", "WARNING"]
-    command += ["--sync-on-commit", "--enable-test-commands"]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**os.environ, "HOME": str(folder)},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    server = Server(folder)
     try:
-        # Its records of retryable writes grow slow after some thousands; only tests about retries want them.
-        url = f"mongodb://127.0.0.1:{port}/?retryWrites=false&directConnection=true"
-        wait_until_up(url)
-        yield url
+        server.start()
+        yield server.url
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        server.stop()
 
 
 def free_port() -> int:
@@ -106,6 +132,18 @@ class Databases:
             for name in self._made:
                 self.client.drop_database(name)
         self.client.close()
+
+
+@contextmanager
+def private() -> Iterator[Server]:
+    """A server that no other test uses, in a directory that is removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="mongo-") as folder:
+        server = Server(Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
 
 
 @contextmanager

@@ -56,6 +56,7 @@ from streamline_trio._core.errors import (
 from streamline_trio._core.events import (
     EngineError,
     Event,
+    SchedulerCircuitOpen,
     StepCompleted,
     StepFailed,
     StepProgress,
@@ -172,6 +173,7 @@ __all__ = [
     "RunTimeout",
     "ScheduleNotFound",
     "ScheduledStart",
+    "SchedulerCircuitOpen",
     "Signal",
     "SqliteStore",
     "Stats",

@@ -13,6 +13,7 @@ import trio
 from streamline_trio import MemoryStore
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.store import AppendRows, Applied, Insert, PutSide, Refused, Update, Write
+from streamline_trio._runtime.circuit import Circuit
 from streamline_trio._runtime.clock import Chance
 from streamline_trio._runtime.committer import GroupCommitter
 from streamline_trio.testing import FaultyStore, WrappedStore
@@ -21,7 +22,9 @@ from streamline_trio.testing._conformance_base import after, sample
 
 @asynccontextmanager
 async def committing(store: Any) -> AsyncGenerator[GroupCommitter]:
-    committer = GroupCommitter(store, Chance(), patience=5, logger=logging.getLogger("test"))
+    chance, logger = Chance(), logging.getLogger("test")
+    circuit = Circuit(chance, logger, longest=5, opened=lambda _failures, _error: None)
+    committer = GroupCommitter(store, chance, circuit, patience=5, logger=logger)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(committer.run)
         yield committer

@@ -371,6 +371,7 @@ FAULTS = (
             try:
                 pause = await self._round()
             except StoreUnavailable as error:
+                circuit.failed("read", error)
                 self._services.logger.warning("claiming pauses: %s", error)
                 pause = self._services.options.poll_interval
 """,
@@ -378,6 +379,7 @@ FAULTS = (
             try:
                 pause = await self._round()
             except StoreUnavailable as error:
+                circuit.failed("read", error)
                 self._services.logger.warning("claiming pauses: %s", error)
                 pause = self._services.options.poll_interval
             self._wake = trio.Event()
@@ -403,5 +405,44 @@ FAULTS = (
 """,
         tests=("tests/crash/test_leaving.py::test_waiting_for_a_run_that_settles_this_instant_returns",),
         blind=RARE,
+    ),
+    Fault(
+        name="outage-never-told",
+        promise="An outage of the store is told, and claiming pauses meanwhile.",
+        file="_runtime/circuit.py",
+        before="if self.is_open or row.failures < FAILURES:",
+        after="if self.is_open or row.failures >= 0:",
+        tests=(
+            "tests/crash/test_circuit.py::test_claiming_backs_off_with_jitter_and_bounds",
+            "tests/crash/test_circuit.py::test_what_fails_together_counts_once",
+        ),
+        blind="the world does not listen to it",
+    ),
+    Fault(
+        name="one-broken-connection-is-an-outage",
+        promise="What fails together counts once.",
+        file="_runtime/circuit.py",
+        before="        if now - self.last >= MOMENT:\n",
+        after="        if now >= self.last:\n",
+        tests=("tests/crash/test_circuit.py::test_what_fails_together_counts_once",),
+        blind="the world does not listen to it",
+    ),
+    Fault(
+        name="pauses-outlast-the-outage",
+        promise="Whoever pauses goes on as soon as anybody reaches the store.",
+        file="_runtime/circuit.py",
+        before="        self._closed.set()\n",
+        after="",
+        tests=("tests/crash/test_circuit.py::test_a_pause_ends_with_the_outage",),
+        blind="it is only later",
+    ),
+    Fault(
+        name="each-write-waits-for-itself",
+        promise="Writes whose time is up are given up together.",
+        file="_runtime/committer.py",
+        before="            if given_up is not None and trio.current_time() > submission.given_up_at:",
+        after="            if given_up is not None and submission.is_told:",
+        tests=("tests/crash/test_circuit.py::test_many_writes_are_given_up_together",),
+        blind="it is only later",
     ),
 )

@@ -352,13 +352,14 @@ NonRetriable
 WorkflowStarted WorkflowCompleted WorkflowFailed WorkflowWaiting WorkflowResumed WorkflowPaused WorkflowUnpaused
 WorkflowCancelled WorkflowRecovered WorkflowRetry WorkflowDeadLettered StepStarted StepCompleted StepFailed
 StepWaiting StepSkipped StepRetryScheduled StepStream StepProgress EngineError
+SchedulerCircuitOpen
 """)
 
 EVENT_NAMES = words("""
 workflow.started workflow.completed workflow.failed workflow.waiting workflow.resumed workflow.paused
 workflow.unpaused workflow.cancelled workflow.recovered workflow.retry workflow.dead_lettered
 step.started step.completed step.failed step.waiting step.skipped step.retry_scheduled step.stream step.progress
-engine.error
+engine.error scheduler.circuit_open
 """)
 
 

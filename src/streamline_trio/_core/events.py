@@ -2,7 +2,8 @@
 
 `name` is what listeners match (`step.*`). Each event carries the run it is about, the revision of the commit
 that made it true and the instant of that commit; events of one run arrive in
-the order of their revisions. `engine.error` is the one event without a commit behind it.
+the order of their revisions. `engine.error` and `scheduler.circuit_open` have no commit behind them, and the latter
+no run either.
 """
 
 from __future__ import annotations
@@ -208,6 +209,14 @@ class EngineError(Event, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "engine.error"
     context: str = ""
+    error: str = ""
+
+
+class SchedulerCircuitOpen(Event, frozen=True, kw_only=True):
+    """The store keeps failing: claiming and care pause until it answers again. Told once for each outage."""
+
+    name: ClassVar[str] = "scheduler.circuit_open"
+    failures: int = 0
     error: str = ""
 
 

@@ -218,6 +218,15 @@ class Hint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @runtime_checkable
+class Sweeper(Protocol):
+    """What a store may have besides, if processes that die can leave things behind in it that no run refers to."""
+
+    async def sweep(self) -> int:
+        """Remove some of them; how many. Workers call it once a minute: it is cheap, however much is stored."""
+        ...
+
+
+@runtime_checkable
 class Store(Protocol):
     """See the module's docstring for the conditions. All coroutines may raise `StoreUnavailable`."""
 

@@ -1,7 +1,8 @@
 """What a worker looks after from time to time, on stores that other processes write.
 
 Every poll: has anybody committed something to runs we hold, has a lock been released? Every third of a lease:
-do the others still beat? Every lease: are there leases nobody stands behind, broadcasts nobody delivers?
+do the others still beat? Every lease: are there leases nobody stands behind, broadcasts nobody delivers? Every
+minute: is there anything in the store that no run refers to?
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import trio
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import InvalidState, LeaseLost, RunNotFound, StoreUnavailable
 from streamline_trio._core.happenings import HandedBack
-from streamline_trio._core.store import Corrupt
+from streamline_trio._core.store import Corrupt, Sweeper
 from streamline_trio._runtime.emission import sweep_broadcasts
 from streamline_trio._runtime.machinery import Machinery
 
 _ATTENTION_AT_ONCE = 500
 _OWN_AT_ONCE = 500
 LOOKS_PER_LEASE = 3
+SWEEP_EVERY = 60.0
 
 
 class Care:
@@ -28,15 +30,20 @@ class Care:
         self._options = machinery.services.options
         self._last_look = trio.current_time()
         self._last_walk = trio.current_time()
+        self._last_sweep = trio.current_time()
 
     async def run(self) -> None:
         """Work until cancelled."""
         poll = self._machinery.services.polls.poll()
+        circuit = self._machinery.services.circuit
         while True:
             await poll.next()
+            if circuit.is_open:
+                await circuit.pause()
             try:
                 await self._round()
             except StoreUnavailable as error:
+                circuit.failed("read", error)
                 self._machinery.services.logger.warning("care pauses: %s", error)
 
     async def _round(self) -> None:
@@ -56,6 +63,14 @@ class Care:
             found = await machinery.observer.look_at_locks()
         if found:
             machinery.claimer.wake()
+        if now - self._last_sweep >= SWEEP_EVERY:
+            self._last_sweep = now
+            await self._sweep()
+
+    async def _sweep(self) -> None:
+        services = self._machinery.services
+        if isinstance(services.store, Sweeper) and (removed := await services.store.sweep()):
+            services.logger.info("%d documents that no run refers to were removed", removed)
 
     async def _attend(self) -> None:
         """Show the drivers what others have committed to their runs."""

@@ -53,11 +53,15 @@ class Claimer:
 
     async def run(self) -> None:
         """Work until cancelled."""
+        circuit = self._services.circuit
         while True:
+            if circuit.is_open:
+                await circuit.pause()
             self._wake = trio.Event()
             try:
                 pause = await self._round()
             except StoreUnavailable as error:
+                circuit.failed("read", error)
                 self._services.logger.warning("claiming pauses: %s", error)
                 pause = self._services.options.poll_interval
             with trio.move_on_after(pause):
@@ -110,6 +114,7 @@ class Claimer:
         """Claim due runs; how many were found."""
         now = self._services.clock.now()
         found = await self._services.store.due(self._registry.routes, now, limit + len(self._set_aside))
+        self._services.circuit.worked("read")
         runs = [run for run in found if not self._is_set_aside(run)][:limit]
         await self._claim(runs, lease_dead=False)
         return len(runs)

@@ -31,6 +31,7 @@ from streamline_trio._core.store import (
     Verdict,
     Write,
 )
+from streamline_trio._runtime.circuit import Circuit
 from streamline_trio._runtime.clock import Chance
 
 Outcome = Verdict | StoreUnavailable
@@ -67,9 +68,12 @@ def _run_of(write: Write) -> str | None:
 class GroupCommitter:
     """Carries out writes in batches, in the order of their arrival."""
 
-    def __init__(self, store: Store, chance: Chance, *, patience: float, logger: logging.Logger) -> None:
+    def __init__(
+        self, store: Store, chance: Chance, circuit: Circuit, *, patience: float, logger: logging.Logger
+    ) -> None:
         self._store = store
         self._chance = chance
+        self._circuit = circuit
         self._patience = patience
         self._logger = logger
         self._queue: deque[Submission] = deque()
@@ -183,9 +187,10 @@ class GroupCommitter:
         try:
             verdicts = await self._store.write(writes)
         except StoreUnavailable as error:
-            for submission in batch:
-                await self._resolve(submission, error)
+            self._circuit.failed("write", error)
+            await self._resolve_all(batch, error)
             return
+        self._circuit.worked("write")
         self.batches += 1
         position = 0
         for submission in batch:
@@ -204,8 +209,23 @@ class GroupCommitter:
             self.commits += 1
         submission.tell(outcome)
 
-    async def _resolve(self, submission: Submission, error: StoreUnavailable) -> None:
-        """Find out whether a doubtful write was applied, and carry it out if it certainly was not."""
+    async def _resolve_all(self, batch: list[Submission], error: StoreUnavailable) -> None:
+        """One after the other; those whose time is up are not tried on a store that has just been given up.
+
+        Else each of them would wait for as long as the store takes to fail, and so would all who come later.
+        """
+        given_up: StoreUnavailable | None = None
+        for submission in batch:
+            if given_up is not None and trio.current_time() > submission.given_up_at:
+                self._tell(submission, given_up)
+            else:
+                given_up = await self._resolve(submission, error)
+
+    async def _resolve(self, submission: Submission, error: StoreUnavailable) -> StoreUnavailable | None:
+        """Find out whether a doubtful write was applied, and carry it out if it certainly was not.
+
+        Returns the error with which it was given up, if it was.
+        """
         pause = _FIRST_PAUSE
         while True:
             try:
@@ -215,12 +235,12 @@ class GroupCommitter:
                 outcome = None
             if outcome is not None:
                 self._tell(submission, outcome)
-                return
+                return None
             sleep = pause * (0.5 + self._chance.roll())
             if trio.current_time() + sleep > submission.given_up_at:
                 self._logger.warning("the store stays unavailable: %s", error)
                 self._tell(submission, error)
-                return
+                return error
             await trio.sleep(sleep)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -228,13 +248,28 @@ class GroupCommitter:
         """The verdict, once known; the write is tried again only if it was not applied."""
         if isinstance(write, AppendRows):
             return Refused()
-        known = await self._was_applied(write)
+        known = await self._ask(write)
         if known is not None:
             return known
-        verdict = (await self._store.write([write]))[0]
+        try:
+            verdict = (await self._store.write([write]))[0]
+        except StoreUnavailable as error:
+            self._circuit.failed("write", error)
+            raise
+        self._circuit.worked("write")
         if isinstance(verdict, Refused):
-            return await self._was_applied(write) or verdict
+            return await self._ask(write) or verdict
         return verdict
+
+    async def _ask(self, write: Write) -> Verdict | None:
+        """What `_was_applied` finds, noting whether the store could be read."""
+        try:
+            known = await self._was_applied(write)
+        except StoreUnavailable as error:
+            self._circuit.failed("read", error)
+            raise
+        self._circuit.worked("read")
+        return known
 
     async def _was_applied(self, write: Write) -> Verdict | None:
         """`Applied`, `Refused`, or None if it was not applied and still can be."""

@@ -73,6 +73,7 @@ class Observer:
         sides: list[SideDoc] = []
         while True:
             page = await self._services.store.sides(WORKERS, after=sides[-1].key if sides else "")
+            self._services.circuit.worked("read")
             if not page:
                 return sides
             sides += page

@@ -16,9 +16,11 @@ from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.durations import seconds_of
 from streamline_trio._core.errors import StoreUnavailable, ValidationError, leaves_of
+from streamline_trio._core.events import SchedulerCircuitOpen
 from streamline_trio._core.naming import is_tag
 from streamline_trio._core.store import Hint, Store
 from streamline_trio._runtime.care import Care
+from streamline_trio._runtime.circuit import Circuit
 from streamline_trio._runtime.claimer import Claimer
 from streamline_trio._runtime.clock import Chance, Clock, WallClock, virtual_clock
 from streamline_trio._runtime.committer import GroupCommitter
@@ -163,12 +165,21 @@ class _Life:
             self._finished.set()
 
     def _build(self, nursery: trio.Nursery) -> Machinery:
-        committer = GroupCommitter(self._store, self._chance, patience=self._options.lease, logger=self._logger)
         publisher = Publisher(self._logger, nursery.start_soon)
+        circuit = Circuit(
+            self._chance,
+            self._logger,
+            longest=self._options.lease,
+            opened=lambda failures, error: publisher.publish((self._outage(failures, error),)),
+        )
+        committer = GroupCommitter(
+            self._store, self._chance, circuit, patience=self._options.lease, logger=self._logger
+        )
         services = Services(
             store=self._store,
             clock=self._clock,
             chance=self._chance,
+            circuit=circuit,
             options=self._options,
             polls=Polls(self._options.poll_interval, self._chance),
             logger=self._logger,
@@ -204,6 +215,11 @@ class _Life:
             watcher=watcher,
             is_worker=self._is_worker,
             crash=self._crash,
+        )
+
+    def _outage(self, failures: int, error: StoreUnavailable) -> SchedulerCircuitOpen:
+        return SchedulerCircuitOpen(
+            run_id="", workflow="", at_millis=self._clock.now(), failures=failures, error=str(error)
         )
 
     def _ended(self, run: RunDoc, observer: Observer, claimer: Claimer) -> None:

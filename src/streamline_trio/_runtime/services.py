@@ -15,6 +15,7 @@ from streamline_trio._core.errors import StoreUnavailable
 from streamline_trio._core.events import EngineError
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Store
+from streamline_trio._runtime.circuit import Circuit
 from streamline_trio._runtime.clock import Chance, Clock
 from streamline_trio._runtime.committer import GroupCommitter
 from streamline_trio._runtime.polls import Polls
@@ -45,6 +46,7 @@ class Services:
     store: Store
     clock: Clock
     chance: Chance
+    circuit: Circuit
     options: Options
     polls: Polls
     logger: logging.Logger
@@ -75,12 +77,16 @@ class Services:
         pause, deadline = _FIRST_PAUSE, trio.current_time() + self.options.lease
         while True:
             try:
-                return await fetch()
-            except StoreUnavailable:
+                found = await fetch()
+            except StoreUnavailable as error:
+                self.circuit.failed("read", error)
                 if trio.current_time() + pause > deadline:
                     raise
                 await trio.sleep(pause * (0.5 + self.chance.roll()))
                 pause = min(pause * 2, _LONGEST_PAUSE)
+            else:
+                self.circuit.worked("read")
+                return found
 
     def report(self, context: str, error: BaseException, run: RunDoc | None = None) -> None:
         """Something went wrong that no caller is told of."""

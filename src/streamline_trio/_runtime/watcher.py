@@ -121,10 +121,12 @@ class Watcher:
                 runs = await self._services.read(lambda: store.load_many(run_ids))
             else:
                 runs = await store.load_many(run_ids)
-        except StoreUnavailable:
+        except StoreUnavailable as error:
             if patient:
                 raise
+            self._services.circuit.failed("read", error)
             return
+        self._services.circuit.worked("read")
         for run_id, run in zip(run_ids, runs, strict=True):
             if run is None:
                 self._missing(run_id)

@@ -206,11 +206,15 @@ class Worker:
                 self._services.logger.warning("the lock of worker %s was not released: %s", worker_id, error)
 
     async def _until_available(self, act: Callable[[], Awaitable[object]]) -> None:
+        circuit = self._services.circuit
         while True:
             try:
                 await act()
             except StoreUnavailable:
-                await trio.sleep(self._services.options.poll_interval)
+                if circuit.is_open:
+                    await circuit.pause()
+                else:
+                    await trio.sleep(self._services.options.poll_interval)
             else:
                 return
 

@@ -18,6 +18,7 @@ from streamline_trio.stores.mongo._client import Stored, connect, look_at, ours,
 from streamline_trio.stores.mongo._indexes import RUNS
 from streamline_trio.stores.mongo._reader import Reader
 from streamline_trio.stores.mongo._stream import Stream
+from streamline_trio.stores.mongo._sweep import Sweep
 from streamline_trio.stores.mongo._writer import Writer
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class Backend:
             raise
         self.reader = Reader(self._database, server)
         self.writer = Writer(self._database, server)
+        self.sweep = Sweep(self._database)
         self._is_replicated = server.is_replicated
 
     def _connect(self, url: str, pool_size: int) -> MongoClient[Stored]:

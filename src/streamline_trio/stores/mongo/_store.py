@@ -201,6 +201,15 @@ class MongoStore:
         await trio.lowlevel.checkpoint()
         return False
 
+    async def sweep(self) -> int:
+        """Look at the next 500 payloads and rings of rows, and remove what nobody refers to; how many documents.
+
+        A process that dies in the midst of a write may leave such things behind. The engine's workers call it once
+        a minute. What belongs to a run that is missing has to be found twice, ten minutes apart, by one store.
+        """
+        backend, now = self._opened(), trio.current_time()
+        return await self._in_thread(backend, lambda: backend.sweep.run(now))
+
     def watch(self, listener: Callable[[Hint], None]) -> Callable[[], None]:
         """Call `listener` after writes through this object and, with a change stream, after those of others."""
         return self._watchers.add(listener)

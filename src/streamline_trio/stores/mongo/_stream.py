@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bson.objectid import ObjectId
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure, PyMongoError
 
@@ -25,6 +26,8 @@ _LEAST_PAUSE = 0.02
 _A_ROUND_TRIP = 0.001  # what takes less has come with an earlier answer
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
+# Another number from 0 to 1 in each process, so that they do not all come back to a server at the same moment.
+_OWN_SHARE = int.from_bytes(ObjectId().binary[4:6], "big") / 0xFFFF
 _LOST = frozenset({136, 286})  # what the token stands for is not there any more: begin with what comes now
 _UNSUPPORTED = frozenset({13, 59, 115, 303, 40573})  # also where this user may not
 _TOLD = {"due_at": {"$exists": True}, "calling": {"$exists": True}, "settled": True}
@@ -63,6 +66,7 @@ class Stream:
         self._ends = threading.Event()
         self._listens = threading.Event()
         self._token: Mapping[str, Any] | None = None
+        self._pause = _FIRST_PAUSE
         # A daemon, so that a store which nobody closed does not keep the process alive.
         self._thread = threading.Thread(target=self._follow, name=f"changes of {runs.full_name}", daemon=True)
 
@@ -77,11 +81,9 @@ class Stream:
         self._thread.join(patience)
 
     def _follow(self) -> None:
-        pause = _FIRST_PAUSE
         while not self._ends.is_set():
             try:
                 self._listen()
-                pause = _FIRST_PAUSE
             except OperationFailure as error:
                 if error.code in _UNSUPPORTED:
                     _LOG.info("no change stream here, so that polling finds what others write: %s", error)
@@ -92,8 +94,8 @@ class Stream:
             except PyMongoError as error:
                 _LOG.warning("the change stream broke off and begins again: %s", error)
             self._listens.set()  # nobody need wait for what does not come about at once
-            self._ends.wait(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            self._ends.wait(self._pause * (0.5 + _OWN_SHARE))
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         self._listens.set()
 
     def _listen(self) -> None:
@@ -104,6 +106,7 @@ class Stream:
                 asked_at = time.monotonic()
                 change = stream.try_next()
                 took = time.monotonic() - asked_at
+                self._pause = _FIRST_PAUSE
                 self._token = stream.resume_token
                 if change is not None:
                     self._tell(hint_of_change(change))
