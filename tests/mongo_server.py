@@ -29,40 +29,67 @@ STARTUP = 30.0
 needs_real_server = pytest.mark.skipif(REAL is None, reason="STREAMLINE_TEST_MONGO_URL names no server")
 
 
+class Server:
+    """A private server: one port and one directory, on which it may be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        # Its records of retryable writes grow slow after some thousands; only tests about retries want them.
+        self.url = f"mongodb://127.0.0.1:{self._port}/?retryWrites=false&directConnection=true"
+
+    def start(self) -> None:
+        """Return when it answers."""
+        command: list[str | Path] = [Path(sys.executable).with_name("secantusd-py"), "--host", "127.0.0.1"]
+        command += ["--port", str(self._port), "--storage-path", self._folder / "data"]
+        command += ["--log-level", "WARNING", "--sync-on-commit", "--enable-test-commands"]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self._folder,
+                env={**os.environ, "HOME": str(self._folder)},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        wait_until_up(self.url)
+
+    def kill(self) -> None:
+        """SIGKILL, whatever it is doing; return when it is gone."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@contextmanager
+def private(folder: Path) -> Iterator[Server]:
+    """A server of one's own, which lives no longer than the block."""
+    server = Server(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
 @contextmanager
 def running(folder: Path) -> Iterator[str]:
     """A URL without a database, of a server that lives as long as the block."""
     if REAL is not None:
         yield REAL
         return
-    port = free_port()
-    command: list[str | Path] = [
-        Path(sys.executable).with_name("secantusd-py"),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    command += ["--storage-path", folder / "data", "--log-level", "WARNING"]
-    command += ["--sync-on-commit", "--enable-test-commands"]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**os.environ, "HOME": str(folder)},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        # Its records of retryable writes grow slow after some thousands; only tests about retries want them.
-        url = f"mongodb://127.0.0.1:{port}/?retryWrites=false&directConnection=true"
-        wait_until_up(url)
-        yield url
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+    with private(folder) as server:
+        yield server.url
+
+
+def of_database(url: str, name: str, options: str = "") -> str:
+    """The URL of a database on the server of a URL."""
+    parts = urlsplit(url)
+    query = "&".join(filter(None, [parts.query, options]))
+    return urlunsplit((parts.scheme, parts.netloc, f"/{name}", query, ""))
 
 
 def free_port() -> int:
@@ -92,9 +119,7 @@ class Databases:
         """The URL of a database without content."""
         name = f"{self._prefix}_{next(self._numbers)}"
         self._made.append(name)
-        parts = urlsplit(self._url)
-        query = "&".join(filter(None, [parts.query, options]))
-        return urlunsplit((parts.scheme, parts.netloc, f"/{name}", query, ""))
+        return of_database(self._url, name, options)
 
     def of(self, url: str) -> Database[Any]:
         """The database of a URL."""

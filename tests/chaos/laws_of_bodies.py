@@ -9,7 +9,6 @@ from typing import Any
 
 from tests.chaos.facts import SLACK, Body, Facts
 from tests.chaos.records import NEVER, Retired, Seen
-from tests.chaos.worker import LEASE
 from tests.chaos.workflows import ATTEMPTS, ORDER
 
 NOTICED_WITHIN = 1.0
@@ -186,6 +185,14 @@ def _too_few(final: Seen, times: int) -> Iterator[str]:
         yield f"{final.id}: the state was set {final.state['sets']} times, of {len(ORDER['patch']) * times}"
 
 
+def commits_are_stored_once(facts: Facts) -> Iterator[str]:
+    """A commit whose acknowledgement was lost, and that was made again, is in its run once."""
+    for final in facts.finals.values():
+        twice = sorted({commit for commit in final.commits if final.commits.count(commit) > 1})
+        if twice:
+            yield f"{final.id}: commits {twice} were stored twice: {list(final.commits)}"
+
+
 def later_steps_see_what_is_stored(facts: Facts) -> Iterator[str]:
     """What a step reads of an earlier one's output is what is stored of it."""
     for final in facts.finals.values():
@@ -211,7 +218,7 @@ def the_cancelled_is_stopped(facts: Facts) -> Iterator[str]:
 def leases_are_lost_for_a_reason(facts: Facts) -> Iterator[str]:
     """A worker gives up its id only after its process stood still, or its writes were stuck."""
     for line in facts.story.lines:
-        if isinstance(line, Retired) and not facts.was_held_up(line.pid, line.at - 2 * LEASE, line.at):
+        if isinstance(line, Retired) and not facts.was_held_up(line.pid, line.at - 2 * facts.story.lease, line.at):
             yield f"process {line.pid} lost its lease at {line.at:.3f}, though nothing held it up"
 
 
@@ -240,6 +247,7 @@ BODY_LAWS = (
     generations_grow,
     once_is_remembered,
     patches_are_kept,
+    commits_are_stored_once,
     later_steps_see_what_is_stored,
     the_cancelled_is_stopped,
     leases_are_lost_for_a_reason,

@@ -196,6 +196,9 @@ PLANTED: dict[str, list[tuple[str, Tale]]] = {
         ("and is 0", Tale().did("crawl", "set", 1)),
         ("2 times, of 3", Tale("patch").final(state={"sets": 2, "rounds": 0})),
     ],
+    "commits_are_stored_once": [
+        ("commits [8] were stored twice", Tale().final(commits=[7, 8, 9, 8])),
+    ],
     "later_steps_see_what_is_stored": [
         (
             "saw ask made by other",
@@ -210,6 +213,7 @@ PLANTED: dict[str, list[tuple[str, Tale]]] = {
     ],
     "leases_are_lost_for_a_reason": [
         ("though nothing held it up", Tale().retired(1, 3)),
+        ("though nothing held it up", Tale().outage(5, 6).retired(1, 3)),
         ("though nothing held it up", Tale().stalled(2, 2, 3).stuck(1, 5, 6).retired(1, 3)),
     ],
     "nothing_begins_while_paused": [
@@ -284,6 +288,7 @@ def test_every_law_is_tried():
             Tale("ask").body("ask", 1, 2).call("resume", 1, payload="a", outcome="info").final(done=answered("a")),
             id="a doubtful answer that was taken",
         ),
+        pytest.param(Tale().outage(1, 2).retired(1, 3), id="a lease that was lost with the server"),
         pytest.param(Tale().call("cancel", 9, 11), id="a cancel that came too late"),
         pytest.param(Tale().call("cancel", 1, 2).final(status="cancelled"), id="a cancel"),
         pytest.param(
