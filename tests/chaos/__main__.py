@@ -27,14 +27,16 @@ def main() -> int:
     parser.add_argument("--restarts", type=int, default=6, help="of the server, if it is a private one")
     parser.add_argument("--store", default=SQLITE, help="sqlite, mongodb (a private server), or the URL of a store")
     parser.add_argument("--seed", type=int, default=None, help="what is asked and done when; one of the clock")
-    parser.add_argument("--pause", type=float, default=1.0, help="mean seconds between two harms")
+    parser.add_argument("--pause", type=float, default=None, help="mean seconds between two harms")
     parser.add_argument("--folder", type=Path, default=None, help="where to write; kept")
     given = parser.parse_args()
     seed = int(time.time()) % 1_000_000 if given.seed is None else given.seed
     folder = Path(tempfile.mkdtemp(prefix="chaos-")) if given.folder is None else given.folder
     folder.mkdir(parents=True, exist_ok=True)
     harm = Harm(kills=given.kills, freezes=given.freezes, restarts=given.restarts)
-    settings = Settings(seed=seed, runs=given.runs, harm=harm, pause=given.pause, store=given.store)
+    # A server needs longer for the same work, and harm is to be done all the while.
+    pause = given.pause or (1.0 if given.store == SQLITE else 2.0)
+    settings = Settings(seed=seed, runs=given.runs, harm=harm, pause=pause, store=given.store)
     say(f"seed {seed} on {given.store}, in {folder}")
     result = trio.run(World(folder, settings, progress=tell).run)
     (folder / "story.json").write_bytes(msgspec.json.encode(result.story))

@@ -22,7 +22,6 @@ from tests.mongo_server import Server, of_database, private
 
 SQLITE = "sqlite"
 MONGODB = "mongodb"
-POLL = 0.2
 BUSY = 1.0
 PATIENCE = 4.0
 """Seconds after which a call to a server that says nothing fails."""
@@ -33,11 +32,15 @@ _RUNS = "runs.db"
 class Place(Record, frozen=True, kw_only=True):
     """What every process has to know of the store, kept in the folder that they share.
 
-    Only on SQLite does a lock die with its process; elsewhere whoever dies is missed after one lease.
+    Only on SQLite does a lock die with its process; elsewhere whoever dies is missed after one lease. A server
+    that is one interpreter among nine processes is asked less often, by fewer clients at a time.
     """
 
     url: str
-    lease: float
+    lease: float = 3.0
+    poll: float = 0.4
+    at_once: int = 24
+    look_every: float = 0.8
 
     @property
     def is_file(self) -> bool:
@@ -67,13 +70,16 @@ def place_in(folder: Path) -> Place:
 def opened_place(store: str, folder: Path) -> Generator[tuple[Place, Server | None]]:
     """A place for a kind of store, or for the URL of one; a private server comes with it, a named one does not."""
     if store == SQLITE:
-        yield left(Place(url=f"sqlite:///{folder / _RUNS}", lease=1.5), folder), None
+        yield (
+            left(Place(url=f"sqlite:///{folder / _RUNS}", lease=1.5, poll=0.2, at_once=60, look_every=0.4), folder),
+            None,
+        )
     elif store != MONGODB:
-        yield left(Place(url=store, lease=2.5), folder), None
+        yield left(Place(url=store), folder), None
     else:
         (folder / "server").mkdir()
         with private(folder / "server") as server:
-            yield left(Place(url=of_database(server.url, "chaos"), lease=2.5), folder), server
+            yield left(Place(url=of_database(server.url, "chaos")), folder), server
 
 
 def left(place: Place, folder: Path) -> Place:

@@ -148,6 +148,7 @@ class Stuck(Record, frozen=True, kw_only=True, tag="stuck"):
     """A call to the store took long: another process held the lock, the disk or the server was slow."""
 
     pid: int
+    call: str = ""
     since: float
     until: float
 

@@ -58,7 +58,7 @@ class FatalStore(DoubtfulStore):
             return await (self._write_or_die(act) if name == "write" else act())
         finally:
             if now() - since > _LONG:
-                self._journal.add(Stuck(pid=self._journal.pid, since=since, until=now()))
+                self._journal.add(Stuck(pid=self._journal.pid, call=name, since=since, until=now()))
 
     async def _write_or_die(self, act: Any) -> Any:
         if self.left is None:

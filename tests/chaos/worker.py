@@ -18,7 +18,7 @@ import trio
 
 from streamline_trio import Engine, StoreUnavailable, open_engine
 from tests.chaos.journal import Journal, now
-from tests.chaos.place import POLL, place_in
+from tests.chaos.place import place_in
 from tests.chaos.records import Request, Retired, Stalled
 from tests.chaos.stores import FatalStore
 from tests.chaos.verbs import perform
@@ -41,7 +41,7 @@ async def work(folder: Path, dies_at: int | None, when: str) -> None:
             store,
             *Shapes(journal, folder).all,
             lease=place.lease,
-            poll_interval=POLL,
+            poll_interval=place.poll,
             drain_timeout=0.5,
             max_recoveries=1000,
         ) as engine:

@@ -18,7 +18,7 @@ from tests.chaos.crew import Crew
 from tests.chaos.jobs import plan
 from tests.chaos.journal import EFFECTS, HISTORY, Journal, Tail, read_history
 from tests.chaos.nemesis import Nemesis
-from tests.chaos.place import POLL, SQLITE, Place, opened_place
+from tests.chaos.place import SQLITE, Place, opened_place
 from tests.chaos.records import Fault, Harm, Job, Seen, Story
 from tests.chaos.stores import DoubtfulStore
 from tests.chaos.verbs import seen
@@ -94,7 +94,7 @@ class World:
                 *shapes,
                 worker=False,
                 lease=place.lease,
-                poll_interval=POLL,
+                poll_interval=place.poll,
             ) as engine:
                 await crew.fill()
                 nemesis = Nemesis(
@@ -105,7 +105,7 @@ class World:
                     pause=settings.pause,
                     lease=place.lease,
                 )
-                await self._play(engine, crew, nemesis, jobs)
+                await self._play(engine, crew, nemesis, jobs, place)
                 await crew.close(_LEAVE_WITHIN)
                 finals = await self._finals(engine)
                 stored = await self._stored(store)
@@ -121,11 +121,11 @@ class World:
             problems=self._problems,
         )
 
-    async def _play(self, engine: Engine, crew: Crew, nemesis: Nemesis, jobs: list[Job]) -> None:
+    async def _play(self, engine: Engine, crew: Crew, nemesis: Nemesis, jobs: list[Job], place: Place) -> None:
         """Clients go on as far as the nemesis has come, so that harm is done to runs of all ages."""
         settings = self._settings
         recorder = Recorder(engine, crew, self._folder, Random(f"doors {settings.seed}"))
-        clients = Clients(recorder, self._folder, settings.seed)
+        clients = Clients(recorder, self._folder, settings.seed, place)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._report, nemesis, clients)
             async with trio.open_nursery() as players:
