@@ -223,16 +223,27 @@ def leases_are_lost_for_a_reason(facts: Facts) -> Iterator[str]:
 
 
 def nothing_begins_while_paused(facts: Facts) -> Iterator[str]:
-    """Between an acknowledged pause and the next unpause no body begins; a settled run is not paused by it."""
+    """Between an acknowledged pause and the next unpause no body begins; a settled run is not paused by it.
+
+    A handler that runs ends its step: if what it waits for is there already, it is entered again at once.
+    """
     for run, bodies in facts.bodies.items():
         if facts.was_retried(run):
             continue
         for pause in facts.acknowledged(run, "pause"):
             unpauses = facts.verbs(run, "unpause")
             until = min((c.invoked for c in unpauses if c.invoked > pause.invoked), default=NEVER)
+            running = {_attempt(body) for body in bodies if body.at <= pause.ended + SLACK}
             for body in bodies:
-                if pause.ended + SLACK < body.at < until and not facts.is_excused(body.pid, body.at):
+                if _attempt(body) in running or facts.is_excused(body.pid, body.at):
+                    continue
+                if pause.ended + SLACK < body.at < until:
                     yield f"{body} began while the run was paused from {pause.ended:.3f} to {until:.3f}"
+
+
+def _attempt(body: Body) -> tuple[int, str, int, int]:
+    """What the bodies of one call of a handler have in common, under a lease that was never given back."""
+    return body.fence, body.entered.step, body.entered.generation, body.entered.attempt
 
 
 BODY_LAWS = (

@@ -221,6 +221,15 @@ PLANTED: dict[str, list[tuple[str, Tale]]] = {
             "while the run was paused",
             Tale().call("pause", 1, 2).call("unpause", 8, 9).body("crawl", 4, 5),
         ),
+        (
+            "while the run was paused",
+            Tale("ask")
+            .body("ask", 1, 1.5, "unwound")
+            .call("pause", 1, 2)
+            .body("ask", 4, 5, fence=2, entry="x")
+            .final(done={"ask": {"entry": "x", "value": "a"}})
+            .call("resume", 1, 2, payload="a"),
+        ),
     ],
 }
 _exit.exits = {1: 1}
@@ -300,6 +309,15 @@ def test_every_law_is_tried():
         ),
         pytest.param(
             Tale().call("pause", 1, 2).call("unpause", 3, 4).body("crawl", 4, 5), id="a body after a pause"
+        ),
+        pytest.param(
+            Tale("ask")
+            .body("ask", 1, 1.5, "unwound")
+            .call("pause", 1, 2)
+            .call("resume", 1, 2, payload="a")
+            .body("ask", 4, 5, entry="x")
+            .final(done={"ask": {"entry": "x", "value": "a"}}),
+            id="a handler that ends its step while the run is paused",
         ),
         pytest.param(
             Tale("broken").read(1, revision=8, status="failed").call("retry", 2, 3), id="a failed run tried again"
