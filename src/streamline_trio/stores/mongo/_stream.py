@@ -76,9 +76,9 @@ class Stream:
     def _follow(self) -> None:
         pause = _FIRST_PAUSE
         while not self._ends.is_set():
+            before = self._token
             try:
                 self._listen()
-                pause = _FIRST_PAUSE
             except OperationFailure as error:
                 if error.code in _UNSUPPORTED:
                     _LOG.info("no change stream here, so that polling finds what others write: %s", error)
@@ -89,6 +89,8 @@ class Stream:
             except PyMongoError as error:
                 _LOG.warning("the change stream broke off and begins again: %s", error)
             self._listens.set()  # nobody need wait for what does not come about at once
+            if self._token is not before:  # it listened for a while: this is the first break
+                pause = _FIRST_PAUSE
             self._ends.wait(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
         self._listens.set()
