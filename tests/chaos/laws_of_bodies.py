@@ -11,8 +11,8 @@ from tests.chaos.facts import SLACK, Body, Facts
 from tests.chaos.records import NEVER, Retired, Seen
 from tests.chaos.workflows import ATTEMPTS, ORDER
 
-NOTICED_WITHIN = 1.0
-"""Seconds after which the holder of a run has certainly seen what others want of it; it looks every poll."""
+NOTICED_WITHIN = 0.8
+"""Seconds after a poll until the holder of a run has certainly seen what others want of it."""
 
 SETTLED = frozenset({"done", "failed", "cancelled"})
 
@@ -208,7 +208,7 @@ def the_cancelled_is_stopped(facts: Facts) -> Iterator[str]:
     """A body ends soon after its run's cancel is acknowledged, unless its process was held up."""
     for run, bodies in facts.bodies.items():
         for cancel in facts.acknowledged(run, "cancel"):
-            by = cancel.ended + NOTICED_WITHIN
+            by = cancel.ended + facts.story.poll + NOTICED_WITHIN
             for body in bodies:
                 seen = body.at < cancel.ended and not facts.was_held_up(body.pid, cancel.invoked, by)
                 if seen and body.ended > facts.must_end_by(body, by):

@@ -38,9 +38,11 @@ class Place(Record, frozen=True, kw_only=True):
 
     url: str
     lease: float = 3.0
-    poll: float = 0.4
-    at_once: int = 24
+    poll: float = 0.8
+    at_once: int = 16
     look_every: float = 0.8
+    quiet_within: float = 150.0
+    """With all faults off, every run has settled after so many seconds."""
 
     @property
     def is_file(self) -> bool:
@@ -71,7 +73,17 @@ def opened_place(store: str, folder: Path) -> Generator[tuple[Place, Server | No
     """A place for a kind of store, or for the URL of one; a private server comes with it, a named one does not."""
     if store == SQLITE:
         yield (
-            left(Place(url=f"sqlite:///{folder / _RUNS}", lease=1.5, poll=0.2, at_once=60, look_every=0.4), folder),
+            left(
+                Place(
+                    url=f"sqlite:///{folder / _RUNS}",
+                    lease=1.5,
+                    poll=0.2,
+                    at_once=60,
+                    look_every=0.4,
+                    quiet_within=60,
+                ),
+                folder,
+            ),
             None,
         )
     elif store != MONGODB:

@@ -216,5 +216,6 @@ class Story(Record, frozen=True, kw_only=True):
     faults: Sequence[Fault]
     finals: Sequence[Seen]
     lease: float
+    poll: float
     exits: Mapping[int, int | None] = {}
     """By pid: the status of every process that was not killed."""

@@ -51,6 +51,7 @@ class Tale:
             faults=self.faults,
             finals=self.finals,
             lease=1.5,
+            poll=0.2,
             exits=self.exits,
         )
 

@@ -26,8 +26,6 @@ from tests.chaos.workflows import Shapes
 from tests.mongo_server import Server
 
 WORKERS = 4
-QUIET_WITHIN = 60.0
-"""With all faults off, every run has settled after so many seconds."""
 _LEAVE_WITHIN = 30.0
 _AHEAD = 0.06
 
@@ -114,7 +112,7 @@ class World:
         commits = {run.id: run.head.commits for run in stored}
         finals = [msgspec.structs.replace(final, commits=commits[final.id]) for final in finals]
         return Result(
-            story=self._story(jobs, crew, finals, place.lease),
+            story=self._story(jobs, crew, finals, place),
             harm=nemesis.done,
             seconds=time.monotonic() - began,
             quiet_after=self._quiet_after,
@@ -134,12 +132,12 @@ class World:
                 )
                 await nemesis.run()
                 quiet_since = time.monotonic()
-                players.cancel_scope.deadline = trio.current_time() + QUIET_WITHIN
+                players.cancel_scope.deadline = trio.current_time() + place.quiet_within
             nursery.cancel_scope.cancel()
         self._quiet_after = time.monotonic() - quiet_since
         recorder.close()
         if clients.open:
-            self._problems.append(f"not settled after {QUIET_WITHIN:g} quiet seconds: {clients.open}")
+            self._problems.append(f"not settled after {place.quiet_within:g} quiet seconds: {clients.open}")
 
     async def _report(self, nemesis: Nemesis, clients: Clients) -> None:
         while True:
@@ -166,7 +164,7 @@ class World:
             after = Cursor(page[-1].origin.created_at, page[-1].id)
         return runs
 
-    def _story(self, jobs: list[Job], crew: Crew, finals: list[Seen], lease: float) -> Story:
+    def _story(self, jobs: list[Job], crew: Crew, finals: list[Seen], place: Place) -> Story:
         faults: list[Fault] = sorted(crew.faults, key=lambda fault: fault.since)
         return Story(
             jobs=jobs,
@@ -174,6 +172,7 @@ class World:
             lines=list(Tail(self._folder / EFFECTS).lines()),
             faults=faults,
             finals=finals,
-            lease=lease,
+            lease=place.lease,
+            poll=place.poll,
             exits=crew.exits,
         )
