@@ -59,9 +59,6 @@ class Place(Record, frozen=True, kw_only=True):
             return _flaws_of_file(Path(self.url.removeprefix("sqlite:///")))
         return _flaws_of_documents(self.url, runs)
 
-    def leave_in(self, folder: Path) -> None:
-        (folder / _FILE).write_bytes(msgspec.json.encode(self))
-
 
 def place_in(folder: Path) -> Place:
     """The place that was left in the folder."""
@@ -72,30 +69,18 @@ def place_in(folder: Path) -> Place:
 def opened_place(store: str, folder: Path) -> Generator[tuple[Place, Server | None]]:
     """A place for a kind of store, or for the URL of one; a private server comes with it, a named one does not."""
     if store == SQLITE:
-        yield (
-            left(
-                Place(
-                    url=f"sqlite:///{folder / _RUNS}",
-                    lease=1.5,
-                    poll=0.2,
-                    at_once=60,
-                    look_every=0.4,
-                    quiet_within=60,
-                ),
-                folder,
-            ),
-            None,
-        )
+        url = f"sqlite:///{folder / _RUNS}"
+        yield _left(Place(url=url, lease=1.5, poll=0.2, at_once=60, look_every=0.4, quiet_within=60), folder), None
     elif store != MONGODB:
-        yield left(Place(url=store), folder), None
+        yield _left(Place(url=store), folder), None
     else:
         (folder / "server").mkdir()
         with private(folder / "server") as server:
-            yield left(Place(url=of_database(server.url, "chaos")), folder), server
+            yield _left(Place(url=of_database(server.url, "chaos")), folder), server
 
 
-def left(place: Place, folder: Path) -> Place:
-    place.leave_in(folder)
+def _left(place: Place, folder: Path) -> Place:
+    (folder / _FILE).write_bytes(msgspec.json.encode(place))
     return place
 
 
