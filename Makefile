@@ -8,6 +8,9 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 # How long `make soak` plays the simulated world after the properties.
 SECONDS ?= 3600
 
+# What `make chaos` harms: sqlite, mongodb (a private server), or the URL of an empty database.
+STORE ?= sqlite
+
 BIN := .venv/bin
 STAMP := .venv/.stamp
 CHECKED := $(wildcard src tests examples benchmarks)
@@ -57,8 +60,8 @@ soak: $(STAMP) ## Search for counterexamples for a long time (SECONDS=3600).
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest tests/properties
 	$(BIN)/python -m streamline_trio.testing.world --seconds $(SECONDS)
 
-chaos: $(STAMP) ## Kill and freeze worker processes for some minutes, and check every promise.
-	$(BIN)/python -m tests.chaos --runs 500 --kills 60 --freezes 10
+chaos: $(STAMP) ## Kill and freeze worker processes, check every promise (STORE=mongodb: kill the server too).
+	$(BIN)/python -m tests.chaos --store $(STORE) --runs 500 --kills 60 --freezes 10
 
 mutants: $(STAMP) ## Plant faults in copies of the sources, and see that tests and seeds notice each.
 	$(BIN)/python -m tests.mutants

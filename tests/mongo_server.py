@@ -78,17 +78,32 @@ class Server:
 
 
 @contextmanager
+def private(folder: Path | None = None) -> Iterator[Server]:
+    """A server that no other test uses, for as long as the block; in this folder, or one that is removed."""
+    with tempfile.TemporaryDirectory(prefix="mongo-") as own:
+        server = Server(folder or Path(own))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+
+
+@contextmanager
 def running(folder: Path) -> Iterator[str]:
     """A URL without a database, of a server that lives as long as the block."""
     if REAL is not None:
         yield REAL
         return
-    server = Server(folder)
-    try:
-        server.start()
+    with private(folder) as server:
         yield server.url
-    finally:
-        server.stop()
+
+
+def of_database(url: str, name: str, options: str = "") -> str:
+    """The URL of a database on the server of a URL."""
+    parts = urlsplit(url)
+    query = "&".join(filter(None, [parts.query, options]))
+    return urlunsplit((parts.scheme, parts.netloc, f"/{name}", query, ""))
 
 
 def free_port() -> int:
@@ -118,9 +133,7 @@ class Databases:
         """The URL of a database without content."""
         name = f"{self._prefix}_{next(self._numbers)}"
         self._made.append(name)
-        parts = urlsplit(self._url)
-        query = "&".join(filter(None, [parts.query, options]))
-        return urlunsplit((parts.scheme, parts.netloc, f"/{name}", query, ""))
+        return of_database(self._url, name, options)
 
     def of(self, url: str) -> Database[Any]:
         """The database of a URL."""
@@ -132,18 +145,6 @@ class Databases:
             for name in self._made:
                 self.client.drop_database(name)
         self.client.close()
-
-
-@contextmanager
-def private() -> Iterator[Server]:
-    """A server that no other test uses, in a directory that is removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="mongo-") as folder:
-        server = Server(Path(folder))
-        try:
-            server.start()
-            yield server
-        finally:
-            server.stop()
 
 
 @contextmanager

@@ -15,13 +15,12 @@ import trio
 from streamline_trio import Engine
 from tests.chaos.crew import Crew
 from tests.chaos.journal import EFFECTS, HISTORY, Appender, Tail, now
+from tests.chaos.place import Place
 from tests.chaos.records import Completed, Did, Invoked, Job, Outcome, Reply, Request, Seen
 from tests.chaos.verbs import CLOSED, LONGEST, perform
 from tests.chaos.workflows import NOTE, herald_of
 
 SETTLED = frozenset({"done", "failed", "cancelled"})
-_AT_ONCE = 60
-_LOOK_EVERY = 0.4
 _REMOTE_SHARE = 0.5
 
 
@@ -66,7 +65,7 @@ class Recorder:
             reply = await self.call("read", job, run=run)
             if reply.outcome == "ok":
                 return msgspec.convert(reply.value, Seen)
-            await trio.sleep(_LOOK_EVERY)
+            await trio.sleep(self._chance.uniform(0.2, 0.6))
 
     def close(self) -> None:
         self._file.close()
@@ -75,10 +74,11 @@ class Recorder:
 class Clients:
     """Plays all jobs, some at a time, no faster than `may_begin` says."""
 
-    def __init__(self, recorder: Recorder, folder: Path, seed: int) -> None:
+    def __init__(self, recorder: Recorder, folder: Path, seed: int, place: Place) -> None:
         self._recorder = recorder
         self._folder = folder
         self._seed = seed
+        self._place = place
         self._tail = Tail(folder / EFFECTS)
         self._tokens: defaultdict[str, list[str]] = defaultdict(list)
         (folder / "fixed").mkdir()
@@ -88,7 +88,7 @@ class Clients:
 
     async def run(self, jobs: list[Job], may_begin: Callable[[int], bool]) -> None:
         """Until every run has settled."""
-        limit = trio.CapacityLimiter(_AT_ONCE)
+        limit = trio.CapacityLimiter(self._place.at_once)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._gather_tokens)
             async with trio.open_nursery() as players:
@@ -151,7 +151,7 @@ class Clients:
 
     async def _until_settled(self, job: Job, run: str, chance: Random) -> Seen:
         while True:
-            await trio.sleep(_LOOK_EVERY * chance.uniform(0.5, 1.5))
+            await trio.sleep(self._place.look_every * chance.uniform(0.5, 1.5))
             found = await self._recorder.read(job, run)
             if found.status in SETTLED:
                 return found
@@ -217,7 +217,7 @@ class Clients:
     async def _broadcast(self, job: Job, run: str, chance: Random) -> None:
         """Once the run is seen to wait for it."""
         while (await self._recorder.read(job, run)).waits_for != herald_of(job):  # noqa: ASYNC110 - as a client
-            await trio.sleep(_LOOK_EVERY * chance.uniform(0.3, 1))
+            await trio.sleep(self._place.look_every * chance.uniform(0.3, 1))
         for _ in range(job.rivals):
             await self._recorder.insist("broadcast", job, run=run, signal=herald_of(job), payload=f"{run}/news")
 

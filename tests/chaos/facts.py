@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import msgspec
 
 from tests.chaos.records import NEVER, Call, Did, Died, Entered, Job, Left, Retired, Seen, Stalled, Story, Stuck
-from tests.chaos.worker import LEASE
 from tests.chaos.workflows import SHIELDED
 
 GRACE = 1.0
@@ -62,6 +61,7 @@ class Facts:
         self._still: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         self._retired: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         self._stuck: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+        self._outages: list[tuple[float, float]] = []
         self._gather_processes()
         self.bodies: dict[str, list[Body]] = {}
         self._gather_bodies()
@@ -79,7 +79,9 @@ class Facts:
 
     def _gather_processes(self) -> None:
         for fault in self.story.faults:
-            if fault.kind == "frozen":
+            if fault.kind == "outage":
+                self._outages.append((fault.since, fault.until))
+            elif fault.kind == "frozen":
                 self._still[fault.pid].append((fault.since, fault.until))
             else:
                 end = fault.since if fault.kind == "killed" else fault.until
@@ -93,7 +95,7 @@ class Facts:
                 case Stuck():
                     self._stuck[line.pid].append((line.since, line.until))
                 case Retired():
-                    self._retired[line.pid].append((line.at - LEASE, line.at))
+                    self._retired[line.pid].append((line.at - self.story.lease, line.at))
                 case _:
                     pass
 
@@ -138,8 +140,9 @@ class Facts:
         return any(since <= at <= until + GRACE for since, until in self._excuses(pid))
 
     def was_held_up(self, pid: int, begin: float, end: float) -> bool:
-        """Whether at some time between the two it stood still, or could not write."""
-        return any(since <= end and until >= begin for since, until in [*self._still[pid], *self._stuck[pid]])
+        """Whether at some time between the two it stood still, or could not reach the store."""
+        held_up = [*self._still[pid], *self._stuck[pid], *self._outages]
+        return any(since <= end and until >= begin for since, until in held_up)
 
     def must_end_by(self, body: Body, replaced_at: float) -> float:
         """Until when the body may go on, once its run is somebody else's or nobody's."""

@@ -94,6 +94,8 @@ class Seen(Record, frozen=True, kw_only=True):
     done: Mapping[str, Any] = {}
     attempts: Mapping[str, int] = {}
     skipped: Sequence[str] = ()
+    commits: Sequence[int] = ()
+    """Ids of the last commits, in the order in which they were stored; told only in the end."""
 
 
 class Entered(Record, frozen=True, kw_only=True, tag="entered"):
@@ -143,9 +145,10 @@ class Retired(Record, frozen=True, kw_only=True, tag="retired"):
 
 
 class Stuck(Record, frozen=True, kw_only=True, tag="stuck"):
-    """A write took long: another process held the lock, or the disk was slow."""
+    """A call to the store took long: another process held the lock, the disk or the server was slow."""
 
     pid: int
+    call: str = ""
     since: float
     until: float
 
@@ -161,12 +164,27 @@ Line = Entered | Left | Did | Stalled | Retired | Stuck | Died
 
 
 class Fault(Record, frozen=True, kw_only=True):
-    """What the nemesis did to a process: `since` it was sent, `until` it was over (or the process gone)."""
+    """What the nemesis did to a process: `since` it was sent, `until` it was over (or the process gone).
 
-    kind: Literal["killed", "frozen", "left"]
+    `outage`: nobody could reach the server. It is of no process.
+    """
+
+    kind: Literal["killed", "frozen", "left", "outage"]
     pid: int
     since: float
     until: float
+
+
+class Harm(Record, frozen=True, kw_only=True):
+    """How much is done, or to be done: processes killed, processes frozen, the server killed and started again."""
+
+    kills: int
+    freezes: int
+    restarts: int = 0
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        return self.kills, self.freezes, self.restarts
 
 
 class Job(Record, frozen=True, kw_only=True):
@@ -197,5 +215,7 @@ class Story(Record, frozen=True, kw_only=True):
     lines: Sequence[Line]
     faults: Sequence[Fault]
     finals: Sequence[Seen]
+    lease: float
+    poll: float
     exits: Mapping[int, int | None] = {}
     """By pid: the status of every process that was not killed."""

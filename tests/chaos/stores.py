@@ -29,17 +29,17 @@ class DoubtfulStore(WrappedStore):
 
     async def around(self, name: str, args: tuple[Any, ...], act: Any) -> Any:
         if name != "write":
-            return await act()
+            return await self.pass_on(name, act)
         roll = self._chance.random()
         if roll < _FAILS:
             await trio.lowlevel.checkpoint()
             raise StoreUnavailable("planned: it did not get there")
-        answer = await self.write_through(act)
+        answer = await self.pass_on(name, act)
         if roll > 1 - _FAILS:
             raise StoreUnavailable("planned: the acknowledgement is lost")
         return answer
 
-    async def write_through(self, act: Any) -> Any:
+    async def pass_on(self, name: str, act: Any) -> Any:
         return await act()
 
 
@@ -52,13 +52,13 @@ class FatalStore(DoubtfulStore):
         self._journal = journal
         self._when = when
 
-    async def write_through(self, act: Any) -> Any:
+    async def pass_on(self, name: str, act: Any) -> Any:
         since = now()
         try:
-            return await self._write_or_die(act)
+            return await (self._write_or_die(act) if name == "write" else act())
         finally:
             if now() - since > _LONG:
-                self._journal.add(Stuck(pid=self._journal.pid, since=since, until=now()))
+                self._journal.add(Stuck(pid=self._journal.pid, call=name, since=since, until=now()))
 
     async def _write_or_die(self, act: Any) -> Any:
         if self.left is None:

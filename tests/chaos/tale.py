@@ -50,6 +50,8 @@ class Tale:
             lines=self.lines,
             faults=self.faults,
             finals=self.finals,
+            lease=1.5,
+            poll=0.2,
             exits=self.exits,
         )
 
@@ -142,6 +144,10 @@ class Tale:
 
     def frozen(self, pid: int, since: float, until: float) -> Tale:
         self.faults.append(Fault(kind="frozen", pid=pid, since=since, until=until))
+        return self
+
+    def outage(self, since: float, until: float) -> Tale:
+        self.faults.append(Fault(kind="outage", pid=0, since=since, until=until))
         return self
 
     def killed(self, pid: int, at: float) -> Tale:

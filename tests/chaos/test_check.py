@@ -196,6 +196,9 @@ PLANTED: dict[str, list[tuple[str, Tale]]] = {
         ("and is 0", Tale().did("crawl", "set", 1)),
         ("2 times, of 3", Tale("patch").final(state={"sets": 2, "rounds": 0})),
     ],
+    "commits_are_stored_once": [
+        ("commits [8] were stored twice", Tale().final(commits=[7, 8, 9, 8])),
+    ],
     "later_steps_see_what_is_stored": [
         (
             "saw ask made by other",
@@ -210,12 +213,22 @@ PLANTED: dict[str, list[tuple[str, Tale]]] = {
     ],
     "leases_are_lost_for_a_reason": [
         ("though nothing held it up", Tale().retired(1, 3)),
+        ("though nothing held it up", Tale().outage(5, 6).retired(1, 3)),
         ("though nothing held it up", Tale().stalled(2, 2, 3).stuck(1, 5, 6).retired(1, 3)),
     ],
     "nothing_begins_while_paused": [
         (
             "while the run was paused",
             Tale().call("pause", 1, 2).call("unpause", 8, 9).body("crawl", 4, 5),
+        ),
+        (
+            "while the run was paused",
+            Tale("ask")
+            .body("ask", 1, 1.5, "unwound")
+            .call("pause", 1, 2)
+            .body("ask", 4, 5, fence=2, entry="x")
+            .final(done={"ask": {"entry": "x", "value": "a"}})
+            .call("resume", 1, 2, payload="a"),
         ),
     ],
 }
@@ -284,6 +297,7 @@ def test_every_law_is_tried():
             Tale("ask").body("ask", 1, 2).call("resume", 1, payload="a", outcome="info").final(done=answered("a")),
             id="a doubtful answer that was taken",
         ),
+        pytest.param(Tale().outage(1, 2).retired(1, 3), id="a lease that was lost with the server"),
         pytest.param(Tale().call("cancel", 9, 11), id="a cancel that came too late"),
         pytest.param(Tale().call("cancel", 1, 2).final(status="cancelled"), id="a cancel"),
         pytest.param(
@@ -295,6 +309,15 @@ def test_every_law_is_tried():
         ),
         pytest.param(
             Tale().call("pause", 1, 2).call("unpause", 3, 4).body("crawl", 4, 5), id="a body after a pause"
+        ),
+        pytest.param(
+            Tale("ask")
+            .body("ask", 1, 1.5, "unwound")
+            .call("pause", 1, 2)
+            .call("resume", 1, 2, payload="a")
+            .body("ask", 4, 5, entry="x")
+            .final(done={"ask": {"entry": "x", "value": "a"}}),
+            id="a handler that ends its step while the run is paused",
         ),
         pytest.param(
             Tale("broken").read(1, revision=8, status="failed").call("retry", 2, 3), id="a failed run tried again"

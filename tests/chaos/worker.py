@@ -16,19 +16,16 @@ from random import Random
 import msgspec
 import trio
 
-from streamline_trio import Engine, SqliteStore, StoreUnavailable, open_engine
+from streamline_trio import Engine, StoreUnavailable, open_engine
 from tests.chaos.journal import Journal, now
+from tests.chaos.place import place_in
 from tests.chaos.records import Request, Retired, Stalled
 from tests.chaos.stores import FatalStore
 from tests.chaos.verbs import perform
 from tests.chaos.workflows import Shapes
 
-LEASE = 1.5
-POLL = 0.2
-BUSY = 1.0
-STORE = "runs.db"
 UNAVAILABLE = 75
-"""Exit status of a process that could not open the store: a frozen one held its lock for too long."""
+"""Exit status of a process that could not open the store: a frozen one held its lock, or no server was there."""
 _WATCH_EVERY = 0.05
 _STALLED_FROM = 0.25
 _decode = msgspec.json.Decoder(Request).decode
@@ -36,14 +33,15 @@ _decode = msgspec.json.Decoder(Request).decode
 
 async def work(folder: Path, dies_at: int | None, when: str) -> None:
     journal = Journal(folder)
-    store = FatalStore(SqliteStore(folder / STORE, busy_timeout=BUSY), Random(journal.pid), journal, dies_at, when)
+    place = place_in(folder)
+    store = FatalStore(place.store(), Random(journal.pid), journal, dies_at, when)
     is_open = False
     try:
         async with open_engine(
             store,
             *Shapes(journal, folder).all,
-            lease=LEASE,
-            poll_interval=POLL,
+            lease=place.lease,
+            poll_interval=place.poll,
             drain_timeout=0.5,
             max_recoveries=1000,
         ) as engine:

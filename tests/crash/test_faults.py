@@ -23,6 +23,7 @@ from streamline_trio import (
 )
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.store import Applied, Update
+from streamline_trio.stores.mongo import MongoStore
 from streamline_trio.testing import FailCall, Mishap, sweep
 from streamline_trio.testing._witness import Witness
 from tests.crash.faulty_store import BrokenStore, FaultyStore, When
@@ -369,6 +370,20 @@ def test_any_call_may_fail_on_sqlite(scenario, tmp_path):
     """Proves the same on SQLite, where other processes might write."""
     numbers = count()
     check_every_call(fail_every_call(scenario, lambda: SqliteStore(tmp_path / f"{next(numbers)}.db")))
+
+
+@pytest.mark.deadline(120)
+@pytest.mark.parametrize("scenario", [Plain, Tokens, Signals])
+def test_any_call_may_fail_on_mongodb(scenario, databases):
+    """Proves the same on MongoDB, in a database that is emptied before each play."""
+    database = databases.of(databases.url())
+
+    def emptied() -> MongoStore:
+        for name in database.list_collection_names():
+            database[name].delete_many({})
+        return MongoStore(database, change_streams=False)
+
+    check_every_call(fail_every_call(scenario, emptied))
 
 
 @virtual

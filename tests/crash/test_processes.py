@@ -1,4 +1,4 @@
-"""Real processes on one SQLite file: killed, frozen, side by side."""
+"""Real processes on one SQLite file or one MongoDB server: killed, frozen, side by side."""
 
 from __future__ import annotations
 
@@ -18,17 +18,25 @@ from streamline_trio._core.status import SETTLED
 from streamline_trio.testing import crash
 from tests.crash.scenes import Gate
 from tests.crash.witness import until
-from tests.crash.worker_process import Ledger, WorkerProcess, nudge, worker_process, workflows
+from tests.crash.worker_process import Ledger, Site, WorkerProcess, nudge, worker_process, workflows
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 LONG = 30.0
-FROZEN = {"lease": 1.0, "poll_interval": 0.1}
+MANY = 200
+MISSED_SOON = {"lease": 1.0, "poll_interval": 0.1}
+"""Who is frozen, or dies where no lock dies with it, is replaced soon."""
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "runs.db"
+@pytest.fixture(params=["sqlite", "mongodb"])
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Site:
+    if request.param == "sqlite":
+        return Site(f"sqlite:///{tmp_path}/runs.db", tmp_path)
+    return Site(request.getfixturevalue("databases").url(), tmp_path)
+
+
+on_sqlite = pytest.mark.parametrize("site", ["sqlite"], indirect=True)
+"""For what rests on locks that the operating system releases, and for what is the same on every store."""
 
 
 @pytest.fixture
@@ -36,11 +44,9 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path)
 
 
-def client(path: Path, ledger: Ledger, **options: Any) -> Any:
+def client(site: Site, ledger: Ledger, **options: Any) -> Any:
     """An engine here, which runs nothing unless it is told to."""
-    return open_engine(
-        f"sqlite:///{path}", *workflows(ledger), **{"worker": False, "poll_interval": 0.1, **options}
-    )
+    return open_engine(site.url, *workflows(ledger), **{"worker": False, "poll_interval": 0.1, **options})
 
 
 async def settle(engine: Engine, run_ids: list[str]) -> None:
@@ -50,18 +56,18 @@ async def settle(engine: Engine, run_ids: list[str]) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-async def test_runs_survive_workers_that_are_killed_at_any_instant(path, ledger, seed):
+async def test_runs_survive_workers_that_are_killed_at_any_instant(site, ledger, seed):
     """Proves that after SIGKILLs at random instants every run settles, and each effect is as the documents say."""
     chance = random.Random(seed)
     run_ids = [f"r{number:02}" for number in range(60)]
-    async with client(path, ledger) as engine:
+    async with client(site, ledger) as engine:
         for run_id in run_ids:
             await engine.start("chain", run_id=run_id)
         for _ in range(4):
-            async with worker_process(path, max_concurrent_runs=4) as worker:
+            async with worker_process(site, max_concurrent_runs=4, **MISSED_SOON) as worker:
                 await trio.sleep(chance.uniform(0.0, 0.25))
                 worker.kill()
-        async with worker_process(path):
+        async with worker_process(site, **MISSED_SOON):
             await settle(engine, run_ids)
         await check_ledger(engine, ledger, run_ids)
 
@@ -91,14 +97,15 @@ async def check_ledger(engine: Engine, ledger: Ledger, run_ids: list[str]) -> No
         assert crashes <= document.recoveries
 
 
-async def test_the_next_process_takes_over_at_once(path, ledger):
+@on_sqlite
+async def test_the_next_process_takes_over_at_once(site, ledger):
     """Proves that a killed worker's run is claimed by the next process as it opens, with the default lease."""
-    async with client(path, ledger) as engine:
-        async with worker_process(path) as first:
+    async with client(site, ledger) as engine:
+        async with worker_process(site) as first:
             await engine.start("hold", run_id="r")
             await until(ledger.lines)
             first.kill()
-        async with worker_process(path) as second:
+        async with worker_process(site) as second:
             recovered = await second.tells(event="workflow.recovered", run="r")
             assert recovered["at"] - (await second.tells(ready=None))["at"] < 1.0
             ledger.flag("r.2").touch()
@@ -106,66 +113,69 @@ async def test_the_next_process_takes_over_at_once(path, ledger):
     assert [(line[0], line[2]) for line in ledger.lines()] == [("entered", 1), ("entered", 2), ("returned", 2)]
 
 
-async def test_a_living_worker_takes_over_at_its_next_poll(path, ledger):
+@on_sqlite
+async def test_a_living_worker_takes_over_at_its_next_poll(site, ledger):
     """Proves that the released lock of a killed process is noticed long before its lease is up."""
-    async with client(path, ledger) as engine, worker_process(path, workflows=["hold"], lease=600) as first:
+    async with client(site, ledger) as engine, worker_process(site, workflows=["hold"], lease=600) as first:
         await engine.start("hold", run_id="r")
         await until(ledger.lines)
-        async with worker_process(path, lease=600, poll_interval=0.1) as second:
+        async with worker_process(site, lease=600, poll_interval=0.1) as second:
             first.kill()
             await second.tells(event="workflow.recovered", run="r")
             ledger.flag("r.2").touch()
             assert await engine.run("r").result(LONG) == "attempt 2"
 
 
-async def test_a_start_whose_process_dies_at_once_is_driven_by_the_next(path, ledger):
+@on_sqlite
+async def test_a_start_whose_process_dies_at_once_is_driven_by_the_next(site, ledger):
     """Proves that a run that was started (also: begun) by a process killed right then is picked up (S040)."""
-    async with worker_process(path) as first:
+    async with worker_process(site) as first:
         await first.do("start", workflow="chain", run="r")
         first.kill()
-    async with client(path, ledger) as engine, worker_process(path):
+    async with client(site, ledger) as engine, worker_process(site):
         document = await engine.run("r").wait(LONG)
         assert document.status == "done"
         await check_ledger(engine, ledger, ["r"])
 
 
-async def test_attempts_and_backoff_survive_a_killed_process(path, ledger):
+@on_sqlite
+async def test_attempts_and_backoff_survive_a_killed_process(site, ledger):
     """Proves that failed attempts count across processes, and a retry that was due is made once (S063, S064)."""
-    async with client(path, ledger) as engine:
+    async with client(site, ledger) as engine:
         await engine.start("retry", run_id="r")
-        async with worker_process(path) as first:
+        async with worker_process(site) as first:
             await first.tells(event="step.retry_scheduled")
             first.kill()
         stored = await engine.get("r")
         assert (stored.status, stored.lease, stored.steps["fails"].attempts) == ("waiting", None, 1)
         assert stored.due_at is not None
-        async with worker_process(path):
+        async with worker_process(site):
             document = await engine.run("r").wait(LONG)
     assert (document.status, document.recoveries) == ("failed", 0)
     assert [line[2] for line in ledger.lines()] == [1, 2, 3]
 
 
-async def test_waits_outlive_the_process(path, ledger):
+async def test_waits_outlive_the_process(site, ledger):
     """Proves that waits and earlier outputs survive SIGKILL, and a later process goes on with them (S086, S087)."""
-    async with client(path, ledger) as engine:
-        async with worker_process(path) as first:
+    async with client(site, ledger) as engine:
+        async with worker_process(site) as first:
             await engine.start("gate", run_id="r")
             await first.tells(event="workflow.waiting")
             first.kill()
         await engine.run("r").resume("yes")
         await engine.emit(nudge, "now", run="r")
-        async with worker_process(path):
+        async with worker_process(site):
             assert await engine.run("r").result(LONG) == {"len": 9, "ask": "yes", "listen": "now"}
     assert [line[0] for line in ledger.lines()] == ["fetch"]
 
 
-async def test_a_frozen_worker_is_replaced_and_writes_nothing_when_it_thaws(path, ledger):
+async def test_a_frozen_worker_is_replaced_and_writes_nothing_when_it_thaws(site, ledger):
     """Proves that a worker frozen beyond its lease loses its run for good, and goes on under a new id."""
-    async with client(path, ledger) as engine, worker_process(path, **FROZEN) as first:
+    async with client(site, ledger) as engine, worker_process(site, **MISSED_SOON) as first:
         await engine.start("hold", run_id="r")
         await until(ledger.lines)
         first.freeze()
-        async with worker_process(path, **FROZEN) as second:
+        async with worker_process(site, **MISSED_SOON) as second:
             await second.tells(event="workflow.recovered", run="r")
             await until(lambda: len(ledger.lines()) == 2)
             ledger.flag("r.1").touch()  # the frozen handler finds it as soon as it thaws
@@ -183,9 +193,9 @@ async def test_a_frozen_worker_is_replaced_and_writes_nothing_when_it_thaws(path
         assert {line[-1] for line in ledger.lines() if line[1] == "next"} == {first.pid}
 
 
-async def test_a_worker_sees_what_another_process_asks(path, ledger):
+async def test_a_worker_sees_what_another_process_asks(site, ledger):
     """Proves that start, resume, signal and cancel from one process reach the worker in another, handlers too."""
-    async with worker_process(path, poll_interval=0.1) as worker, client(path, ledger) as engine:
+    async with worker_process(site, poll_interval=0.1) as worker, client(site, ledger) as engine:
         handle = await engine.start("gate", run_id="g")
         await worker.tells(event="workflow.waiting", run="g")
         await handle.resume("a")
@@ -198,11 +208,11 @@ async def test_a_worker_sees_what_another_process_asks(path, ledger):
         assert ["cancelled", "h", 1, worker.pid] in ledger.lines()
 
 
-async def test_this_process_sees_what_another_one_asks(path, ledger):
+async def test_this_process_sees_what_another_one_asks(site, ledger):
     """Proves the same the other way round: the worker is here, and the verbs come from the other process."""
     async with (
-        client(path, ledger, worker=True) as engine,
-        worker_process(path, worker=False, workflows=["gate", "hold"]) as other,
+        client(site, ledger, worker=True) as engine,
+        worker_process(site, worker=False, workflows=["gate", "hold"]) as other,
         engine.events("workflow.waiting", run="g") as parked,
     ):
         await other.do("start", workflow="gate", run="g")
@@ -218,18 +228,18 @@ async def test_this_process_sees_what_another_one_asks(path, ledger):
         assert ["cancelled", "h", 1, os.getpid()] in ledger.lines()
 
 
-async def test_many_sleepers_wake_once_each(path, ledger):
-    """Proves that 300 runs that fall due at once are each woken by one of two processes, and once."""
-    async with client(path, ledger) as engine:
+async def test_many_sleepers_wake_once_each(site, ledger):
+    """Proves that runs that fall due at once are each woken by one of two processes, and once."""
+    async with client(site, ledger) as engine:
         async with trio.open_nursery() as nursery:
-            for number in range(300):
+            for number in range(MANY):
                 nursery.start_soon(start_nap, engine, f"r{number}")
-        async with worker_process(path) as first, worker_process(path) as second:
-            await settle(engine, [f"r{number}" for number in range(300)])
+        async with worker_process(site) as first, worker_process(site) as second:
+            await settle(engine, [f"r{number}" for number in range(MANY)])
             pids = {first.pid, second.pid}
-        assert await engine.count(status="done") == 300
+        assert await engine.count(status="done") == MANY
     woken = Counter(line[1] for line in ledger.lines())
-    assert len(woken) == 300
+    assert len(woken) == MANY
     assert set(woken.values()) == {1}
     assert {line[2] for line in ledger.lines()} <= pids
 
@@ -238,18 +248,18 @@ async def start_nap(engine: Engine, run_id: str) -> None:
     await engine.start("nap", {"seconds": 1.0}, run_id=run_id)
 
 
-async def test_two_engines_of_one_process_have_locks_of_their_own(path):
+async def test_two_engines_of_one_process_have_locks_of_their_own(tmp_path):
     """Proves that when one of two engines of a process crashes, the other has its runs at its next poll."""
     gate = Gate()
     workflow = gate.workflow()
     options: dict[str, Any] = {"lease": 600, "poll_interval": 0.05}
     async with (
-        open_engine(SqliteStore(path), workflow, **options) as first,
-        open_engine(SqliteStore(path), worker=False) as reader,
+        open_engine(SqliteStore(tmp_path / "runs.db"), workflow, **options) as first,
+        open_engine(SqliteStore(tmp_path / "runs.db"), worker=False) as reader,
     ):
         handle = await first.start(workflow)
         await gate.entered.wait()
-        async with open_engine(SqliteStore(path), workflow, **options) as second:
+        async with open_engine(SqliteStore(tmp_path / "runs.db"), workflow, **options) as second:
             await trio.sleep(0.2)
             assert (await reader.get(handle.id)).recoveries == 0
             async with second.events("workflow.recovered") as recovered:
@@ -261,17 +271,17 @@ async def test_two_engines_of_one_process_have_locks_of_their_own(path):
             assert (document.status, document.recoveries) == ("done", 1)
 
 
-async def test_a_signal_to_end_hands_runs_back(path, ledger):
+async def test_a_signal_to_end_hands_runs_back(site, ledger):
     """Proves that a worker whose input ends leaves as an engine does: its run is handed back, uncounted."""
-    async with client(path, ledger) as engine:
-        async with worker_process(path, drain_timeout=0.1) as first:
+    async with client(site, ledger) as engine:
+        async with worker_process(site, drain_timeout=0.1) as first:
             await engine.start("hold", run_id="r")
             await until(ledger.lines)
             await end(first)
         stored = await engine.get("r")
         assert (stored.status, stored.lease, stored.recoveries) == ("running", None, 0)
         ledger.flag("r.1").touch()
-        async with worker_process(path):
+        async with worker_process(site):
             assert await engine.run("r").result(LONG) == "attempt 1"
         assert (await engine.get("r")).status in SETTLED
 
@@ -284,12 +294,13 @@ async def end(worker: WorkerProcess) -> None:
     assert worker._process.returncode == 0
 
 
-def test_no_process_is_left(path):
+@on_sqlite
+def test_no_process_is_left(site):
     """Proves that the block of a worker process ends it in whatever state it is."""
     pids: list[int] = []
 
     async def main() -> None:
-        async with worker_process(path) as worker:
+        async with worker_process(site) as worker:
             pids.append(worker.pid)
             worker.freeze()
             raise KeyError("planned")

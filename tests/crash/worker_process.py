@@ -14,7 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -121,11 +121,11 @@ def tell(**line: object) -> None:
     sys.stdout.flush()
 
 
-async def program(path: str, folder: str, options: dict[str, Any]) -> None:
+async def program(url: str, folder: str, options: dict[str, Any]) -> None:
     known = workflows(Ledger(folder))
     names = options.pop("workflows", None)
     chosen = [workflow for workflow in known if names is None or workflow.id in names]
-    async with open_engine(f"sqlite:///{path}", *chosen, **options) as engine, trio.open_nursery() as nursery:
+    async with open_engine(url, *chosen, **options) as engine, trio.open_nursery() as nursery:
         engine.on("*", lambda event: tell(event=event.name, run=event.run_id))
         tell(ready=engine.worker_id)
         nursery.start_soon(watch_id, engine)
@@ -249,10 +249,17 @@ class WorkerProcess:
             pipe.close()
 
 
+class Site(NamedTuple):
+    """What processes share: a store, and a folder for their effects and flags."""
+
+    url: str
+    folder: Path
+
+
 @asynccontextmanager
-async def worker_process(path: Path, **options: Any) -> AsyncIterator[WorkerProcess]:
-    """A process with an engine on the file; ready when the block is entered, gone when it is left."""
-    command = [sys.executable, "-m", "tests.crash.worker_process", str(path), str(path.parent), json.dumps(options)]
+async def worker_process(site: Site, **options: Any) -> AsyncIterator[WorkerProcess]:
+    """A process with an engine on the store; ready when the block is entered, gone when it is left."""
+    command = [sys.executable, "-m", "tests.crash.worker_process", site.url, str(site.folder), json.dumps(options)]
     process = WorkerProcess(
         subprocess.Popen(  # noqa: ASYNC220 - from the main thread, at once
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0

@@ -42,10 +42,17 @@ def test_nothing_is_lost_and_nothing_finished_runs_again(scratch):
     assert list(scratch.iterdir()) == []
 
 
+@pytest.fixture(params=["sqlite", "mongodb"])
+def url(request, scratch):
+    """A store that is there before and after the demo."""
+    if request.param == "mongodb":
+        return request.getfixturevalue("databases").url()
+    return f"sqlite:///{scratch / 'kept.db'}"
+
+
 @pytest.mark.deadline(120)
-async def test_a_store_that_is_named_keeps_the_runs(scratch):
+async def test_a_store_that_is_named_keeps_the_runs(url):
     """Proves that `--store` is used, and what the demo prints for people without a terminal."""
-    url = f"sqlite:///{scratch / 'kept.db'}"
     done = await trio.run_process([*DEMO, "--orders", "5", "--store", url], capture_stdout=True)
     printed = done.stdout.decode()
     assert re.search(r"^  runs lost +0$", printed, re.MULTILINE)

@@ -1,6 +1,7 @@
 """What a store hears of the writes of others, and what becomes of writes whose answer is lost."""
 
 import logging
+import threading
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -118,6 +119,48 @@ def test_a_history_that_is_lost_begins_anew(monkeypatch):
     stream._thread.join(5)  # it ends by itself at the last error
     assert not stream._thread.is_alive()
     assert changes.asked == [{"_data": "0"}, {"_data": "0"}, None]
+
+
+class Breaks:
+    """A change stream that listens, and breaks off at the second question."""
+
+    alive = True
+    resume_token = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def try_next(self):
+        if self.resume_token is not None:
+            raise OperationFailure("", 9)
+        self.resume_token = {"_data": "0"}
+
+
+class Pauses(threading.Event):
+    """The pauses that were asked for; none is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def wait(self, timeout=None):
+        self.made.append(timeout)
+        return self.is_set()
+
+
+def test_a_stream_that_has_listened_begins_again_soon():
+    """Pauses grow while the server is away, and are short again at the first break after it was there."""
+    away = [OperationFailure("", 9) for _ in range(3)]
+    changes: Any = Changes(*away, Breaks(), Breaks(), *away, OperationFailure("only on replica sets", 40573))
+    stream = _stream.Stream(changes, lambda _hint: None)
+    pauses = stream._ends = Pauses()
+    stream.start(5)
+    stream._thread.join(5)  # it ends by itself at the last error
+    assert not stream._thread.is_alive()
+    assert pauses.made == [0.1, 0.2, 0.4, 0.1, 0.1, 0.2, 0.4, 0.8]
 
 
 # --- lost answers ------------------------------------------------------------------------------------------------

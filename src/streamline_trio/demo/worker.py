@@ -22,6 +22,8 @@ from streamline_trio.demo.shop import Shop
 from streamline_trio.demo.workflow import order_workflow
 
 POLL_INTERVAL = 0.25
+LEASE = 5.0
+"""Seconds after which the killed worker is missed on a store that has no locks which die with a process."""
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -36,7 +38,9 @@ async def work(store: str, folder: Path, name: str) -> None:
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         workflow = order_workflow(Shop(folder, name))
         async with (
-            open_engine(store, workflow, name=name, poll_interval=POLL_INTERVAL, drain_timeout=3.0) as engine,
+            open_engine(
+                store, workflow, name=name, lease=LEASE, poll_interval=POLL_INTERVAL, drain_timeout=3.0
+            ) as engine,
             trio.open_nursery() as nursery,
         ):
             engine.on("workflow.recovered", _tell_recovered)
