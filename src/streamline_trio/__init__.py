@@ -105,6 +105,10 @@ from streamline_trio._runtime.handle import (
 from streamline_trio._runtime.opening import (
     open_engine,
 )
+from streamline_trio._runtime.parallel import (
+    Settled,
+    parallel,
+)
 from streamline_trio._runtime.publisher import (
     Subscription,
 )
@@ -172,6 +176,7 @@ __all__ = [
     "RunTimeout",
     "ScheduleNotFound",
     "ScheduledStart",
+    "Settled",
     "Signal",
     "SqliteStore",
     "Stats",
@@ -230,6 +235,7 @@ __all__ = [
     "not_",
     "not_equals",
     "open_engine",
+    "parallel",
 ]
 
 
