@@ -106,6 +106,10 @@ from streamline_trio._runtime.handle import (
 from streamline_trio._runtime.opening import (
     open_engine,
 )
+from streamline_trio._runtime.parallel import (
+    Settled,
+    parallel,
+)
 from streamline_trio._runtime.publisher import (
     Subscription,
 )
@@ -174,6 +178,7 @@ __all__ = [
     "ScheduleNotFound",
     "ScheduledStart",
     "SchedulerCircuitOpen",
+    "Settled",
     "Signal",
     "SqliteStore",
     "Stats",
@@ -232,6 +237,7 @@ __all__ = [
     "not_",
     "not_equals",
     "open_engine",
+    "parallel",
 ]
 
 
