@@ -90,10 +90,11 @@ async def grab(place: Place, store: str, *, drafts: int, processes: int) -> Grab
         for worker in crew:
             await worker.say("go")
         await until(lambda: effects.has(drafts), every=_LOOKS_EVERY)
+        # While all live: the last ones would take over from those that are killed first.
+        duplicates = _duplicates(await _runs_of(client, tag), effects)
+        entered = sorted(effect.at for effect in effects.read())
         for worker in crew:
             await worker.kill()
-        duplicates = _duplicates(await _runs_of(client, tag), effects)
-    entered = sorted(effect.at for effect in effects.read())
     return Grab(seconds=entered[-1] - entered[0], duplicates=duplicates)
 
 
