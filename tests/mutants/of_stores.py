@@ -162,7 +162,7 @@ FAULTS = (
         file="stores/mongo/_stream.py",
         before="                self._pause = _FIRST_PAUSE\n",
         after="",
-        tests=("tests/stores/test_mongo_stream.py::test_a_stream_that_worked_begins_again_soon",),
+        tests=("tests/stores/test_mongo_stream.py::test_a_stream_that_has_listened_begins_again_soon",),
         blind="the world has no MongoDB",
     ),
 )
