@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import NoReturn, cast
 
 import msgspec
+import trio
 
-from streamline_trio import StreamlineError, __version__
+from streamline_trio import MongoStore, StreamlineError, __version__
 from streamline_trio.demo.run import run_demo
 from streamline_trio.demo.show import open_view, table
 
@@ -63,8 +64,29 @@ def _demo(given: argparse.Namespace) -> int:
     return 0 if figures.held else FAILED
 
 
+def _index_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", metavar="URL", required=True, help="a mongodb:// URL with its database")
+    parser.add_argument(
+        "--check", action="store_true", help="create nothing, only say what is missing or different"
+    )
+
+
+def _ensure_indexes(given: argparse.Namespace) -> int:
+    trio.run(_open_once, MongoStore(given.store, ensure_indexes=not given.check))
+    print("every index is there")
+    return 0
+
+
+async def _open_once(store: MongoStore) -> None:
+    await store.open()
+    await store.aclose()
+
+
 COMMANDS: tuple[Command, ...] = (
     Command("demo", "fill 300 orders, kill the worker half-way, check that nothing was lost", _demo_options, _demo),
+    Command(
+        "ensure-indexes", "create the indexes of a MongoDB database, or check them", _index_options, _ensure_indexes
+    ),
 )
 
 

@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio.testing
 
+from streamline_trio import cli
 from streamline_trio._core.documents import Parent, RunDoc, StepDoc, Try
 from streamline_trio._core.errors import StoreUnavailable, ValidationError
 from streamline_trio._core.store import (
@@ -402,3 +403,21 @@ def test_an_index_knows_its_own():
     others: list[dict[str, Any]] = [{"key": {"b": -1, "a": 1}}, {"unique": False}, {"partialFilterExpression": {}}]
     for other in others:
         assert not index.is_like(stored | other)
+
+
+def test_the_command_line_creates_and_checks_indexes(databases, capsys):
+    """Operators can prepare a database before the first worker opens it, and see what it lacks."""
+    url = databases.url()
+    assert cli.main(["ensure-indexes", "--store", url, "--check"]) == cli.FAILED
+    assert "lacks the index 'due'" in capsys.readouterr().err
+    assert cli.main(["ensure-indexes", "--store", url]) == 0
+    assert cli.main(["ensure-indexes", "--store", url, "--check"]) == 0
+    assert capsys.readouterr().out == "every index is there\n" * 2
+    databases.of(url)["runs"].drop_index("due")
+    assert cli.main(["ensure-indexes", "--store", url, "--check"]) == cli.FAILED
+
+
+def test_the_command_line_refuses_what_is_no_mongodb(capsys):
+    """Another store has no indexes to be ensured."""
+    assert cli.main(["ensure-indexes", "--store", "sqlite:///runs.db"]) == cli.FAILED
+    assert "begins with mongodb:// or mongodb+srv://" in capsys.readouterr().err
