@@ -22,6 +22,7 @@ from streamline_trio.demo.show import open_view, table
 FAILED = 1
 MISUSED = 2
 INTERRUPTED = 130
+_INDEX_TIMEOUT = 3600.0
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,13 @@ def _index_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="create nothing, only say what is missing or different"
     )
+    parser.add_argument(
+        "--timeout", type=float, default=_INDEX_TIMEOUT, metavar="S", help="seconds to build them in"
+    )
 
 
 def _ensure_indexes(given: argparse.Namespace) -> int:
-    trio.run(_open_once, MongoStore(given.store, ensure_indexes=not given.check))
+    trio.run(_open_once, MongoStore(given.store, timeout=given.timeout, ensure_indexes=not given.check))
     print("every index is there")
     return 0
 

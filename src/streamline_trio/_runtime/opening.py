@@ -29,7 +29,7 @@ from streamline_trio._runtime.emission import sweep_broadcasts
 from streamline_trio._runtime.engine import Engine
 from streamline_trio._runtime.machinery import Machinery
 from streamline_trio._runtime.observer import Observer
-from streamline_trio._runtime.polls import Polls
+from streamline_trio._runtime.polls import LEAST_PAUSE, Polls
 from streamline_trio._runtime.publisher import Publisher
 from streamline_trio._runtime.registry import Registry
 from streamline_trio._runtime.services import Options, Services
@@ -39,7 +39,6 @@ from streamline_trio._runtime.worker import Worker
 
 _UNWIND_WARNING = 5.0
 _LAST_WRITES = 5.0
-_LEAST_PAUSE = 0.02
 _SOMETHING = Hint(run_id="")
 
 
@@ -283,7 +282,7 @@ class _Life:
     async def _stir_soon(self) -> None:
         machinery = self._machinery
         assert machinery is not None
-        await trio.sleep_until(self._stirred_at + _LEAST_PAUSE)
+        await trio.sleep_until(self._stirred_at + LEAST_PAUSE)
         self._is_stirring, self._stirred_at = False, trio.current_time()
         machinery.services.polls.stir()
         machinery.claimer.wake()

@@ -6,7 +6,7 @@ import trio
 
 from streamline_trio._runtime.clock import Chance
 
-_LEAST_PAUSE = 0.02
+LEAST_PAUSE = 0.02
 _PAUSE_PER_LOOK = 10
 
 
@@ -53,7 +53,7 @@ class Poll:
         took = trio.current_time() - self._looked_at
         pause = self._polls.pause()
         with trio.move_on_after(pause):
-            await trio.sleep(max(_LEAST_PAUSE, took * _PAUSE_PER_LOOK))
+            await trio.sleep(max(LEAST_PAUSE, took * _PAUSE_PER_LOOK))
             await self._stirred.wait()
         # What is written from now on may be missed by the look that follows.
         self._stirred = self._polls.stirred

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -24,15 +25,16 @@ MISUSES = frozenset({"leak", "stray"})
 """The kinds that fail the attempt, up to the one that their size says."""
 
 
-class Misuses:
+class Misuses(ABC):
     """Operations of drawn programs."""
 
     def __init__(self) -> None:
         self._contexts: list[Context] = []
         self._scopes: list[trio.CancelScope] = []
 
+    @abstractmethod
     def _wrong(self, text: str) -> None:
-        raise NotImplementedError
+        """Note that a promise was not kept."""
 
     async def _do_leak(self, ctx: Context, _p: Any, _n: int, place: int, size: float, _got: list[Any]) -> None:
         """Leave a cancel scope open, with a deadline or without."""

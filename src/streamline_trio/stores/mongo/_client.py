@@ -31,6 +31,7 @@ TRANSIENT = frozenset(
     | {333, 358, 384, 9001, 10058, 10107, 11600, 11601, 11602, 13388, 13435, 13436, 14031}
 )
 DUPLICATE_KEY = 11000
+_FOUND_IN = 30.0
 TOO_LARGE = frozenset({10334, 17419, 17420})
 
 
@@ -44,7 +45,9 @@ class Server(NamedTuple):
 def connect(url: str, pool_size: int, timeout: float) -> MongoClient[Stored]:
     """A client of our own; options that the URL gives itself are kept."""
     options: dict[str, Any] = {"appname": "streamline_trio", "timeoutMS": math.ceil(timeout * 1000)}
-    options |= {"serverSelectionTimeoutMS": math.ceil(timeout * 1000), "retryWrites": True}
+    # A call may be given an hour, to build an index; a server that is not there is missed sooner.
+    found_in = min(timeout, _FOUND_IN)
+    options |= {"serverSelectionTimeoutMS": math.ceil(found_in * 1000), "retryWrites": True}
     given = url.partition("?")[2].lower()
     options = {name: value for name, value in options.items() if f"{name.lower()}=" not in given}
     return MongoClient(url, maxPoolSize=pool_size, **options)

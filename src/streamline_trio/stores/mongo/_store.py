@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -26,6 +28,7 @@ from streamline_trio._core.store import (
     Write,
 )
 from streamline_trio.stores._derived import hint_of
+from streamline_trio.stores._limiters import LimiterPerRun
 from streamline_trio.stores._watchers import Watchers
 
 if TYPE_CHECKING:
@@ -50,7 +53,8 @@ class MongoStore:
     by a majority of the servers and by their journals; a batch of updates is one command. Reads go to the primary
     and see what a majority has. Nothing needs transactions: each write is one document.
 
-    There are no worker locks: `worker_gone` is never true, beats tell.
+    There are no worker locks: `worker_gone` is never true, beats tell. One object may serve several trio runs, one
+    after the other or at once in threads of their own.
 
     Args:
         server: a URL (`mongodb://` or `mongodb+srv://`), or a client or database of yours, which stays open.
@@ -84,9 +88,9 @@ class MongoStore:
         self._pool_size = pool_size
         self._change_streams = change_streams
         self._ensure_indexes = ensure_indexes
-        self._limiter = trio.CapacityLimiter(pool_size)
-        self._opening = trio.CapacityLimiter(1)
+        self._limiter = LimiterPerRun(pool_size)
         self._users = 0
+        self._users_lock = threading.Lock()
         self._backend: Backend | None = None
         self._doubtful_until = -1.0
         self._watchers = Watchers()
@@ -101,12 +105,12 @@ class MongoStore:
 
     async def open(self) -> None:
         """Connect, create what indexes are missing and verify them; calls are counted."""
-        await trio.to_thread.run_sync(self._open, limiter=self._opening)
+        await trio.to_thread.run_sync(self._open, limiter=self._limiter.here())
 
     async def aclose(self) -> None:
         """Undo one `open`; the last one closes the connections. Shielded from cancellation."""
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._close, limiter=self._opening)
+            await trio.to_thread.run_sync(self._close, limiter=self._limiter.here())
 
     async def write(self, batch: Sequence[Write]) -> list[Verdict]:
         """Apply a batch (conditions 1 to 8); listeners here are told before it returns."""
@@ -114,7 +118,7 @@ class MongoStore:
         try:
             verdicts = await self._in_thread(backend, lambda: backend.writer.write(batch))
         except StoreUnavailable:
-            self._doubtful_until = trio.current_time() + DOUBT
+            self._doubtful_until = time.monotonic() + DOUBT
             raise
         for write, verdict in zip(batch, verdicts, strict=True):
             if isinstance(verdict, Applied) and (hint := hint_of(write)) is not None:
@@ -207,7 +211,7 @@ class MongoStore:
         A process that dies in the midst of a write may leave such things behind. The engine's workers call it once
         a minute. What belongs to a run that is missing has to be found twice, ten minutes apart, by one store.
         """
-        backend, now = self._opened(), trio.current_time()
+        backend, now = self._opened(), time.monotonic()
         return await self._in_thread(backend, lambda: backend.sweep.run(now))
 
     def watch(self, listener: Callable[[Hint], None]) -> Callable[[], None]:
@@ -219,7 +223,7 @@ class MongoStore:
         return await self._in_thread(backend, lambda: function(backend.reader))
 
     async def _in_thread(self, backend: Backend, function: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(backend.call, function, limiter=self._limiter)
+        return await trio.to_thread.run_sync(backend.call, function, limiter=self._limiter.here())
 
     def _opened(self) -> Backend:
         if self._backend is None:
@@ -227,31 +231,36 @@ class MongoStore:
         return self._backend
 
     def _is_doubtful(self) -> bool:
-        return trio.current_time() < self._doubtful_until
+        return time.monotonic() < self._doubtful_until
 
     def _open(self) -> None:
-        if self._backend is None:
-            # It needs pymongo, which a program without a MongoStore need not have.
-            from streamline_trio.stores.mongo._backend import Backend  # noqa: PLC0415
+        with self._users_lock:
+            if self._backend is None:
+                self._backend = self._connect()
+            self._users += 1
 
-            backend = Backend(
-                self._server,
-                self._name,
-                pool_size=self._pool_size + 2,  # one for the change stream, one for what the driver asks itself
-                timeout=self._timeout,
-                create_indexes=self._ensure_indexes,
-            )
-            if self._change_streams:
-                backend.follow(self._watchers.tell_from_thread)
-            self._backend = backend
-        self._users += 1
+    def _connect(self) -> Backend:
+        # It needs pymongo, which a program without a MongoStore need not have.
+        from streamline_trio.stores.mongo._backend import Backend  # noqa: PLC0415
+
+        backend = Backend(
+            self._server,
+            self._name,
+            pool_size=self._pool_size + 2,  # one for the change stream, one for what the driver asks itself
+            timeout=self._timeout,
+            create_indexes=self._ensure_indexes,
+        )
+        if self._change_streams:
+            backend.follow(self._watchers.tell_from_thread)
+        return backend
 
     def _close(self) -> None:
-        self._users = max(0, self._users - 1)
-        if self._users or self._backend is None:
-            return
-        backend, self._backend = self._backend, None
-        backend.close()
+        with self._users_lock:
+            self._users = max(0, self._users - 1)
+            if self._users or self._backend is None:
+                return
+            backend, self._backend = self._backend, None
+            backend.close()
 
 
 def _name_in(server: object) -> str:

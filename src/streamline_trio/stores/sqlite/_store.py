@@ -10,8 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar, TypeVarTuple
-from weakref import WeakKeyDictionary
+from typing import Concatenate, ParamSpec, TypeVar, TypeVarTuple
 
 import trio
 
@@ -32,6 +31,7 @@ from streamline_trio._core.store import (
     Write,
 )
 from streamline_trio.stores._derived import UniqueKey, hint_of
+from streamline_trio.stores._limiters import LimiterPerRun
 from streamline_trio.stores._watchers import Watchers, has_ended
 from streamline_trio.stores.sqlite import _files, _find, _reader, _writer
 from streamline_trio.stores.sqlite._locks import WorkerLocks
@@ -56,21 +56,14 @@ _SETTINGS = (
 _DAMAGE = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT})
 
 
-class _Limiters(NamedTuple):
-    """How many threads at a time one trio run asks for; those of another run could not be waited for."""
-
-    locks: trio.CapacityLimiter
-    reads: trio.CapacityLimiter
-
-
 class SqliteStore:
     """Runs in one SQLite file, shared by the processes of one machine; the store for one machine.
 
     Every method makes one hop to a thread: writes one at a time, reads two at a time. Waiting for a free thread
     is a cancel point, and so is waiting for the file's write lock while another process has it; what was begun
-    is carried out and its outcome returned, cancelled or not. A batch
-    of writes is one transaction, synced to the disk before `write` returns; reads see the last committed one.
-    One object may serve several trio runs, one after the other or at once in threads of their own.
+    is carried out and its outcome returned, cancelled or not. A batch of writes is one transaction, synced to
+    the disk before `write` returns; reads see the last committed one. One object may serve several trio runs, one
+    after the other or at once in threads of their own.
 
     Args:
         path: the file. It is created, for this user alone, if it does not exist; its directory is not. Beside
@@ -100,7 +93,8 @@ class SqliteStore:
         self._free_readers = threading.Semaphore(READERS)
         self._thread = WriterThread(f"sqlite {self.path}", self._look)
         self._data_version = 0
-        self._limiters: WeakKeyDictionary[trio.lowlevel.TrioToken, _Limiters] = WeakKeyDictionary()
+        self._lock_limiter = LimiterPerRun(1)
+        self._read_limiter = LimiterPerRun(READERS)
         self._locks = WorkerLocks(Path(self.path + "-workers"))
         self._lock_tokens: dict[str, trio.lowlevel.TrioToken] = {}
         self._watchers = Watchers()
@@ -224,13 +218,13 @@ class SqliteStore:
 
         The operating system releases it when this process ends, and this object when the trio run ends.
         """
-        await self._in_thread(self._limits().locks, self._locks.hold, worker)
+        await self._in_thread(self._lock_limiter, self._locks.hold, worker)
         self._lock_tokens[worker] = trio.lowlevel.current_trio_token()
 
     async def drop_worker(self, worker: str) -> None:
         """Release the lock."""
         self._lock_tokens.pop(worker, None)
-        if await self._in_thread(self._limits().locks, self._locks.drop, worker):
+        if await self._in_thread(self._lock_limiter, self._locks.drop, worker):
             self._watchers.tell(Hint(run_id="", worker=worker))
 
     async def worker_gone(self, worker: str) -> bool:
@@ -238,7 +232,7 @@ class SqliteStore:
         token = self._lock_tokens.get(worker)
         if token is not None and has_ended(token):
             await self.drop_worker(worker)
-        return await self._in_thread(self._limits().locks, self._locks.is_free, worker)
+        return await self._in_thread(self._lock_limiter, self._locks.is_free, worker)
 
     def watch(self, listener: Callable[[Hint], None]) -> Callable[[], None]:
         """Call `listener` after writes.
@@ -267,20 +261,11 @@ class SqliteStore:
             with self._reader() as connection:
                 return function(connection, *args, **kwargs)
 
-        return await self._in_thread(self._limits().reads, read)
+        return await self._in_thread(self._read_limiter, read)
 
-    async def _in_thread(self, limiter: trio.CapacityLimiter, function: Callable[[*Ts], T], *args: *Ts) -> T:
+    async def _in_thread(self, limiter: LimiterPerRun, function: Callable[[*Ts], T], *args: *Ts) -> T:
         with self._mapped():
-            return await trio.to_thread.run_sync(function, *args, limiter=limiter)
-
-    def _limits(self) -> _Limiters:
-        """Those of the present trio run."""
-        token = trio.lowlevel.current_trio_token()
-        limiters = self._limiters.get(token)
-        if limiters is None:
-            limiters = _Limiters(trio.CapacityLimiter(1), trio.CapacityLimiter(READERS))
-            self._limiters[token] = limiters
-        return limiters
+            return await trio.to_thread.run_sync(function, *args, limiter=limiter.here())
 
     @contextmanager
     def _reader(self) -> Generator[sqlite3.Connection]:
