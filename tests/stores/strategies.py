@@ -3,6 +3,7 @@
 from hypothesis import strategies as st
 
 from streamline_trio._core.documents import (
+    Errand,
     ErrorDoc,
     Head,
     Lease,
@@ -10,6 +11,7 @@ from streamline_trio._core.documents import (
     Message,
     Origin,
     Parent,
+    Piece,
     Record,
     RunDoc,
     Scheduled,
@@ -61,6 +63,15 @@ records = st.builds(
     outcome=st.sampled_from([None, "value", "timed_out"]),
     value=st.none() | payloads,
 )
+errands = st.builds(
+    Errand,
+    kind=st.sampled_from(["nudge", "cancel"]),
+    due_at=instants,
+    run=keys,
+    group=keys,
+    output=st.none() | payloads,
+    error=st.none() | errors,
+)
 messages = st.builds(Message, signal=keys, payload=payloads, id=keys, at=instants)
 origins = st.builds(
     Origin,
@@ -98,9 +109,11 @@ def _map(values: st.SearchStrategy) -> st.SearchStrategy:
 maps = {
     "steps": _map(steps),
     "records": _map(records),
+    "pieces": _map(st.builds(Piece, value=payloads, round=counts, done=st.booleans())),
     "checkpoints": _map(payloads),
     "memos": _map(st.builds(Memo, step=keys, value=payloads)),
     "inbox": _map(messages),
     "seen": _map(instants),
+    "outbox": _map(errands),
 }
 runs: st.SearchStrategy[RunDoc] = st.builds(RunDoc, origin=origins, head=heads, state=payloads, **maps)

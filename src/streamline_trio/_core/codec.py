@@ -5,10 +5,12 @@
     state              the payload as it is
     step/<id>          one part per entry of each map, so that a commit costs what it changed
     record/<key>
+    piece/<path>
     checkpoint/<key>   the payload as it is
     memo/<key>
     inbox/<key>
     seen/<key>
+    outbox/<number>
 
 A name is cut at its first slash, so keys may hold any text. Structs are msgpack maps. The order of a map's
 entries is not kept. Fields and parts that a later release added are ignored.
@@ -22,7 +24,17 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from streamline_trio._core.documents import Head, Memo, Message, Origin, Record, RunDoc, StepDoc
+from streamline_trio._core.documents import (
+    Errand,
+    Head,
+    Memo,
+    Message,
+    Origin,
+    Piece,
+    Record,
+    RunDoc,
+    StepDoc,
+)
 from streamline_trio._core.errors import DataCorruption, ValidationError
 
 HEAD = "head"
@@ -48,10 +60,12 @@ class MapKind(NamedTuple):
 MAPS: tuple[MapKind, ...] = (
     MapKind("steps", "step/", encode, msgspec.msgpack.Decoder(StepDoc).decode),
     MapKind("records", "record/", encode, msgspec.msgpack.Decoder(Record).decode),
+    MapKind("pieces", "piece/", encode, msgspec.msgpack.Decoder(Piece).decode),
     MapKind("checkpoints", "checkpoint/", _payload, _payload),
     MapKind("memos", "memo/", encode, msgspec.msgpack.Decoder(Memo).decode),
     MapKind("inbox", "inbox/", encode, msgspec.msgpack.Decoder(Message).decode),
     MapKind("seen", "seen/", encode, msgspec.msgpack.Decoder(int).decode),
+    MapKind("outbox", "outbox/", encode, msgspec.msgpack.Decoder(Errand).decode),
 )
 
 maps_of: Callable[[RunDoc], tuple[dict[str, Any], ...]] = attrgetter(*(kind.attribute for kind in MAPS))

@@ -6,8 +6,10 @@
       state         the run's durable state               (user payload)
       steps         step id            -> StepDoc          only steps that have begun
       records       suspension key     -> Record           of the current step only
+      pieces        path in the step   -> Piece            of the current step only: scatter keys, loops, emissions
       checkpoints   step id/name       -> payload
       memos         key                -> Memo             results of `once`
+      outbox        number             -> Errand           what is still to be done elsewhere
       inbox         arrival number     -> Message          signals nobody has taken yet
       seen          signal key         -> instant          for deduplication
 
@@ -27,9 +29,10 @@ import msgspec
 
 from streamline_trio._core.status import RunStatus, StepStatus
 
-WaitKind = Literal["timer", "human", "signal"]
-Outcome = Literal["value", "fired", "timed_out", "withdrawn"]
-FAILED_OUTCOMES: frozenset[str] = frozenset({"timed_out", "withdrawn"})
+WaitKind = Literal["timer", "human", "signal", "child", "join"]
+Outcome = Literal["value", "fired", "timed_out", "withdrawn", "failed"]
+FAILED_OUTCOMES: frozenset[str] = frozenset({"timed_out", "withdrawn", "failed"})
+CompensationStatus = Literal["pending", "running", "done", "failed"]
 
 KEPT_COMMITS = 16
 KEPT_TRIES = 20
@@ -79,6 +82,29 @@ class WaitNote(Doc, frozen=True, kw_only=True):
     outcome: Outcome
 
 
+class CompensationDoc(Doc, frozen=True, kw_only=True):
+    """How the undoing of a step stands; `attempts` and `failures` as of a step."""
+
+    status: CompensationStatus = "pending"
+    attempts: int = 0
+    failures: int = 0
+    started_at: int | None = None
+    ended_at: int | None = None
+    worker: str | None = None
+    error: ErrorDoc | None = None
+    retry_at: int | None = None
+    tries: tuple[Try, ...] = ()
+
+
+class OutputVersion(Doc, frozen=True, kw_only=True):
+    """An output that a later run of the step has replaced; `version` counts from 1."""
+
+    version: int
+    output: bytes
+    at: int
+    attempts: int = 0
+
+
 class StepDoc(Doc, frozen=True, kw_only=True):
     """A step that has begun at least once.
 
@@ -99,6 +125,9 @@ class StepDoc(Doc, frozen=True, kw_only=True):
     retry_at: int | None = None
     tries: tuple[Try, ...] = ()
     waits: tuple[WaitNote, ...] = ()
+    history: tuple[OutputVersion, ...] = ()
+    pinned: int | None = None
+    compensation: CompensationDoc | None = None
 
 
 class Record(Doc, frozen=True, kw_only=True):
@@ -107,6 +136,10 @@ class Record(Doc, frozen=True, kw_only=True):
     `ask` is what must be the same when the handler is entered again; `attempt` and `place` say which call of
     the handler asked it, and as its how-manieth suspension. `tokens` are SHA-256 digests in hex; `told` says that
     the handler has passed its token on.
+
+    Of a child `group` is its run's id. Of a join `group` is what the ids of its branches begin with, `branches`
+    how many there are, `started` how many have been started, in order; `ended` and `good` are sets of branch
+    numbers (bit n of the number in hex), `error` is that of the branch that decided.
     """
 
     kind: WaitKind
@@ -127,11 +160,33 @@ class Record(Doc, frozen=True, kw_only=True):
     value: bytes | None = None
     note: str | None = None
     resolved_at: int | None = None
+    group: str = ""
+    policy: str = ""
+    branches: int = 0
+    started: int = 0
+    concurrency: int | None = None
+    keeps_losers: bool = False
+    ended: str = ""
+    good: str = ""
+    status: str = ""
+    error: ErrorDoc | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether it still waits for its outcome."""
         return self.outcome is None
+
+
+class Piece(Doc, frozen=True, kw_only=True):
+    """A part of the current step that has come to its end.
+
+    The result of a scatter key, the state of a loop after `round` iterations (`done`: its value), or that something
+    was emitted.
+    """
+
+    value: bytes
+    round: int = 0
+    done: bool = False
 
 
 class Memo(Doc, frozen=True, kw_only=True):
@@ -151,10 +206,44 @@ class Message(Doc, frozen=True, kw_only=True):
 
 
 class Parent(Doc, frozen=True, kw_only=True):
-    """The run and step that started this run."""
+    """The run and step that started this run.
+
+    `key` and `group` name the suspension there that waits for it, `branch` and `index` which branch of a join it
+    is; `generation` is the step's. `detached`: it may outlive the join, as a loser that is not cancelled.
+    """
 
     run: str
     step: str
+    key: str = ""
+    group: str = ""
+    branch: str = ""
+    index: int = 0
+    generation: int = 0
+    detached: bool = False
+
+
+class Errand(Doc, frozen=True, kw_only=True):
+    """Something to be done elsewhere because of what was committed here; doing it twice does no harm.
+
+    `nudge`: tell the run `run` that its child `index` of `group` has settled. `cancel`: cancel the child `group`,
+    or of a join the branches (`branches` of them) that have not `ended`. Whoever committed it does it at once; from
+    `due_at` any worker may.
+    """
+
+    kind: Literal["nudge", "cancel"]
+    due_at: int
+    attempts: int = 0
+    run: str = ""
+    key: str = ""
+    group: str = ""
+    index: int = 0
+    branches: int = 0
+    ended: str = ""
+    status: str = ""
+    output: bytes | None = None
+    output_step: str = ""
+    error: ErrorDoc | None = None
+    reason: str = ""
 
 
 class Scheduled(Doc, frozen=True, kw_only=True):
@@ -192,7 +281,8 @@ class Head(Doc, frozen=True, kw_only=True):
     `finished` numbers finished steps, `arrivals` numbers inbox messages. `attention` marks that somebody else
     committed something that the holder has not seen; `ready_at` is since when a run that needs a worker has one
     to wait for; `retried` that it was taken up again and has not settled since. `commits` are the ids of the last
-    commits, newest last.
+    commits, newest last. `errand_at` is when the first of the outbox falls to any worker, `errands` numbers them.
+    `undo` are the steps that are still to be compensated, the one that is being compensated first.
     """
 
     version: str
@@ -222,6 +312,9 @@ class Head(Doc, frozen=True, kw_only=True):
     output_step: str | None = None
     finished: int = 0
     arrivals: int = 0
+    errands: int = 0
+    errand_at: int | None = None
+    undo: tuple[str, ...] = ()
     commits: tuple[int, ...] = ()
 
 
@@ -233,10 +326,12 @@ class RunDoc(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     state: bytes
     steps: dict[str, StepDoc] = {}
     records: dict[str, Record] = {}
+    pieces: dict[str, Piece] = {}
     checkpoints: dict[str, bytes] = {}
     memos: dict[str, Memo] = {}
     inbox: dict[str, Message] = {}
     seen: dict[str, int] = {}
+    outbox: dict[str, Errand] = {}
 
     @property
     def id(self) -> str:
@@ -287,4 +382,4 @@ def waiting_kinds(run: RunDoc) -> tuple[WaitKind, ...]:
     return tuple(kind for kind in _KIND_ORDER if kind in kinds)
 
 
-_KIND_ORDER: tuple[WaitKind, ...] = ("human", "signal", "timer")
+_KIND_ORDER: tuple[WaitKind, ...] = ("human", "signal", "timer", "child", "join")

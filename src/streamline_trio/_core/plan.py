@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
+from typing import Literal
 
 import msgspec
 
@@ -17,12 +18,22 @@ from streamline_trio._core.retry import RetryPolicy
 _FINGERPRINT_DIGITS = 16
 
 
+class CompensationPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a step is undone; `when` is "started" for one that is undone too if it failed half-way."""
+
+    retry: RetryPolicy
+    timeout: float | None = None
+    when: Literal["finished", "started"] = "finished"
+
+
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What must be known of a step without its code; durations in seconds."""
 
     id: str
     retry: RetryPolicy
     timeout: float | None = None
+    keep_outputs: int = 0
+    compensation: CompensationPlan | None = None
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=True):
@@ -37,6 +48,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=T
     steps: tuple[StepPlan, ...]
     timeout: float | None = None
     max_step_logs: int = 1000
+    compensate_on_cancel: bool = False
 
     @cached_property
     def _positions(self) -> dict[str, int]:
@@ -80,6 +92,7 @@ def make_plan(
     steps: tuple[StepPlan, ...],
     timeout: float | None,
     max_step_logs: int,
+    compensate_on_cancel: bool = False,
 ) -> Plan:
     """A plan with its fingerprint.
 
@@ -93,6 +106,7 @@ def make_plan(
         steps=steps,
         timeout=timeout,
         max_step_logs=max_step_logs,
+        compensate_on_cancel=compensate_on_cancel,
     )
     digest = hashlib.sha256(msgspec.msgpack.encode(unsigned, order="deterministic")).hexdigest()
     return msgspec.structs.replace(unsigned, fingerprint=digest[:_FINGERPRINT_DIGITS])

@@ -13,7 +13,7 @@ import whenever
 from streamline_trio._core import payload
 from streamline_trio._core.checking import is_a, is_mapping, is_text, is_whole
 from streamline_trio._core.definition import Workflow
-from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.documents import RunDoc, WaitKind
 from streamline_trio._core.durations import instant_millis
 from streamline_trio._core.errors import ValidationError
 from streamline_trio._core.status import RUN_STATUSES, RunStatus
@@ -27,7 +27,7 @@ Instant = datetime | whenever.Instant | whenever.ZonedDateTime
 
 MAX_LIMIT = 10_000
 _LONGEST = 1000
-_KINDS = ("human", "signal", "timer")
+_KINDS = get_args(WaitKind)
 _INSTANTS = ("created_after", "created_before", "updated_after", "updated_before")
 
 
@@ -45,7 +45,7 @@ class RunFilters(TypedDict, total=False):
     updated_after: Instant | None
     updated_before: Instant | None
     paused: bool | None
-    waiting: Literal["human", "signal", "timer"] | None
+    waiting: WaitKind | None
     dead_lettered: bool | None
 
 

@@ -10,13 +10,17 @@ from typing import Any, Literal
 from msgspec.structs import replace
 
 from streamline_trio._core.documents import (
+    CompensationDoc,
+    Errand,
     ErrorDoc,
     Head,
     Lease,
     Memo,
     Message,
     Origin,
+    OutputVersion,
     Parent,
+    Piece,
     Record,
     RunDoc,
     Scheduled,
@@ -185,14 +189,23 @@ def rich_run(run_id: str = "rich") -> RunDoc:
         "tags": odd,
         "meta": b"\x81\xa1a\x01",
         "idempotency_key": "k",
-        "parent": Parent(run="p", step="s"),
+        "parent": Parent(run="p", step="s", key="k", group="g", branch="b", index=3, generation=1, detached=True),
         "scheduled": Scheduled(at=5, local="2026-03-29 02:30", zone="Europe/Berlin", gap=True),
         "start_id": 2**63 - 1,
     }
     error = ErrorDoc(code="c", message="m", type="t", step="s", traceback="x" * 5000)
     trial = Try(attempt=1, worker="w", started_at=1, ended_at=2, outcome="failed")
     note = WaitNote(kind="human", name="n", opened_at=1, resolved_at=2, outcome="value")
-    step = StepDoc(status="done", output=b"", error=error, tries=(trial,), waits=(note,))
+    step = StepDoc(
+        status="done",
+        output=b"",
+        error=error,
+        tries=(trial,),
+        waits=(note,),
+        history=(OutputVersion(version=1, output=b"", at=3),),
+        compensation=CompensationDoc(status="failed", error=error, tries=(trial,), retry_at=4),
+    )
+    errand = Errand(kind="nudge", due_at=9, run="p", output=b"", error=error)
     return sample(
         run_id,
         **origin,
@@ -201,10 +214,12 @@ def rich_run(run_id: str = "rich") -> RunDoc:
         state=b"\0" * 100_000,
         steps=dict.fromkeys(odd, step),
         records={key: record(tokens=(key,), shape=b"", due_at=7) for key in odd},
+        pieces=dict.fromkeys(odd, Piece(value=b"", round=2, done=True)),
         checkpoints=dict.fromkeys(odd, b"\xc1"),
         memos=dict.fromkeys(odd, Memo(step="s", value=b"")),
         inbox=dict.fromkeys(odd, Message(signal="s", payload=b"", id="i", at=1)),
         seen=dict.fromkeys(odd, 2**53),
+        outbox=dict.fromkeys(odd, errand),
     )
 
 

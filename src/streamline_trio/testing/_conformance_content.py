@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from streamline_trio._core.codec import MAPS
 from streamline_trio._core.documents import (
     RunDoc,
     StepDoc,
@@ -40,7 +41,7 @@ async def an_update_may_change_any_part(subject: Subject) -> None:
         bare = replace(bare, origin=rich.origin)
         stored = replace(rich, head=bare.head)
         await put(store, stored)
-        for name in ("steps", "records", "checkpoints", "memos", "inbox", "seen", "state"):
+        for name in (*(kind.attribute for kind in MAPS), "state"):
             stored = await _step(store, stored, **{name: getattr(bare, name)})
         stored = await _step(store, stored, **{name: getattr(rich, name) for name in ("steps", "records", "seen")})
         fewer = {key: value for key, value in stored.steps.items() if key != "/"}

@@ -43,7 +43,7 @@ from streamline_trio._core.store import Touched
 _replace = msgspec.structs.replace
 
 
-MapName = Literal["steps", "records", "checkpoints", "memos", "inbox", "seen"]
+MapName = Literal["steps", "records", "pieces", "checkpoints", "memos", "inbox", "seen", "outbox"]
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -88,7 +88,9 @@ class Turn:
         "lease",
         "memos",
         "now",
+        "outbox",
         "paused",
+        "pieces",
         "plan",
         "records",
         "run",
@@ -114,6 +116,8 @@ class Turn:
         self.memos = run.memos
         self.inbox = run.inbox
         self.seen = run.seen
+        self.pieces = run.pieces
+        self.outbox = run.outbox
         self.state = run.state
         self._head: dict[str, Any] = {}
         self._facts: list[tuple[type[Event], dict[str, Any]]] = []
@@ -371,6 +375,8 @@ class Turn:
             memos=self.memos,
             inbox=self.inbox,
             seen=self.seen,
+            pieces=self.pieces,
+            outbox=self.outbox,
         )
         return Decision(run, self._touched, self.now, self._facts)
 

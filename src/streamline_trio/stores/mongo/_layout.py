@@ -34,11 +34,13 @@ from msgspec.structs import fields as fields_of
 from streamline_trio._core.codec import maps_of
 from streamline_trio._core.documents import (
     Doc,
+    Errand,
     Head,
     Lease,
     Memo,
     Message,
     Origin,
+    Piece,
     Record,
     RunDoc,
     StepDoc,
@@ -181,10 +183,12 @@ def _nothing(_value: Any) -> tuple[bytes | None, ...]:
 MAPS: tuple[Entries, ...] = (
     _structs("steps", StepDoc),
     _structs("records", Record),
+    _structs("pieces", Piece),
     Entries("checkpoints", to_bson, from_bson, _itself),
     _structs("memos", Memo),
     _structs("inbox", Message),
     Entries("seen", date, _whole, _nothing),
+    _structs("outbox", Errand),
 )
 
 

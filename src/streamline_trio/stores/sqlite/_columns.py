@@ -10,7 +10,7 @@ from streamline_trio._core.status import SETTLED
 
 Value = str | bytes | int | None
 
-WAITING_BITS: dict[WaitKind, int] = {"human": 1, "signal": 2, "timer": 4}
+WAITING_BITS: dict[WaitKind, int] = {"human": 1, "signal": 2, "timer": 4, "child": 8, "join": 16}
 
 
 class Moving(NamedTuple):
