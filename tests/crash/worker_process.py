@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import trio
 
 from streamline_trio import Engine, Signal, StepContext, Workflow, open_engine
+from tests.crash.composed import composed
 
 ROOT = Path(__file__).parents[2]
 nudge = Signal("nudge", str)
@@ -110,7 +111,7 @@ def workflows(ledger: Ledger) -> list[Workflow[Any, Any]]:  # noqa: C901 - five 
         ledger.add("tried", ctx.run_id, ctx.attempt)
         raise ValueError("always")
 
-    return [chain, nap, hold, gate, retry]
+    return [chain, nap, hold, gate, retry, *composed(ledger)]
 
 
 # --- the program -------------------------------------------------------------------------------------------

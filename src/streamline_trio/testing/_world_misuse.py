@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from streamline_trio._core.errors import LeaseLost, SuspensionError
 from streamline_trio._runtime.context import StepContext
+
+if TYPE_CHECKING:
+    from streamline_trio.testing._world_drawing import Op
 
 Context = StepContext[Any, Any, Any]
 
@@ -36,18 +39,18 @@ class Misuses(ABC):
     def _wrong(self, text: str) -> None:
         """Note that a promise was not kept."""
 
-    async def _do_leak(self, ctx: Context, _p: Any, _n: int, place: int, size: float, _got: list[Any]) -> None:
+    async def _do_leak(self, ctx: Context, op: Op, where: str, _got: list[Any]) -> None:
         """Leave a cancel scope open, with a deadline or without."""
-        if ctx.attempt <= size:
+        if ctx.attempt <= op.size:
             scope = trio.CancelScope()
-            if place % 2:
+            if len(where) % 2:
                 scope.deadline = trio.current_time() + 2
             scope.__enter__()
             self._scopes.append(scope)
 
-    async def _do_stray(self, ctx: Context, _p: Any, _n: int, _place: int, size: float, _got: list[Any]) -> None:
+    async def _do_stray(self, ctx: Context, op: Op, _where: str, _got: list[Any]) -> None:
         """Raise a cancellation of a scope that is long gone."""
-        if ctx.attempt > size:
+        if ctx.attempt > op.size:
             return
         kept: trio.Cancelled | None = None
         with trio.CancelScope() as scope:
@@ -59,11 +62,11 @@ class Misuses(ABC):
         assert kept is not None
         raise kept
 
-    async def _do_stale(self, _ctx: Context, _p: Any, _n: int, _place: int, size: float, _got: list[Any]) -> None:
+    async def _do_stale(self, _ctx: Context, op: Op, _where: str, _got: list[Any]) -> None:
         """Use the context of a call that has ended, of this run or another one."""
         for stale in reversed(self._contexts):
             if stale._suspender.ended:  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - shipped with it
-                await self._use(stale, int(size))
+                await self._use(stale, int(op.size))
                 return
 
     async def _use(self, stale: Context, verb: int) -> None:
