@@ -103,6 +103,10 @@ from streamline_trio._runtime.handle import (
     Progress,
     RunHandle,
 )
+from streamline_trio._runtime.loop import (
+    Done,
+    Next,
+)
 from streamline_trio._runtime.opening import (
     open_engine,
 )
@@ -148,6 +152,7 @@ __all__ = [
     "ConcurrencyLimitReached",
     "DataCorruption",
     "DefinitionError",
+    "Done",
     "Engine",
     "EngineError",
     "Event",
@@ -161,6 +166,7 @@ __all__ = [
     "LoopLimitExceeded",
     "MemoryStore",
     "MongoStore",
+    "Next",
     "NonRetriable",
     "OutputMissing",
     "Page",

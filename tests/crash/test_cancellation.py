@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from streamline_trio import Engine, MemoryStore, RunHandle, Signal, StepContext, Workflow, open_engine
+from streamline_trio import Done, Engine, MemoryStore, RunHandle, Signal, StepContext, Workflow, open_engine
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Insert, PutSide, Update
@@ -359,6 +359,11 @@ async def _fn() -> int:
     return 2
 
 
+async def _body(_state: int, _iteration: int) -> Done[int]:
+    await trio.lowlevel.checkpoint()
+    return Done(2)
+
+
 IN_HANDLER: dict[str, Callable[[Ctx], Awaitable[object]]] = {
     "set": lambda ctx: ctx.set(key=1),
     "checkpoint": lambda ctx: ctx.checkpoint(1),
@@ -369,6 +374,9 @@ IN_HANDLER: dict[str, Callable[[Ctx], Awaitable[object]]] = {
     "wait": lambda ctx: ctx.wait("reason", returns=int, timeout=5),
     "wait_for": lambda ctx: ctx.wait_for(note, timeout=5),
     "goto": lambda ctx: ctx.goto("end"),
+    "scatter": lambda ctx: ctx.scatter({"key": _fn}),
+    "loop": lambda ctx: ctx.loop(0, _body),
+    "emit": lambda ctx: ctx.emit("heard", 1, run=ctx.run_id),
 }
 KEPT: dict[str, Callable[[RunDoc], bool]] = {
     "set": lambda run: b"key" in run.state,

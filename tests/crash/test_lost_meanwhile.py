@@ -11,7 +11,7 @@ from streamline_trio import LeaseLost, MemoryStore, StepContext, open_engine
 from streamline_trio._core.decide import decide
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.happenings import Claimed, Rewound
-from streamline_trio._core.store import Applied, Update
+from streamline_trio._core.store import Applied, Touched, Update
 from tests.crash.faulty_store import ParkingStore
 from tests.crash.scenes import OPTIONS, Gate, simple, virtual
 
@@ -45,7 +45,7 @@ async def test_a_memo_that_a_rewind_takes_away_as_it_is_stored_is_a_lost_lease()
         writer = ctx._driver.writer
         noticed = writer._noticed
 
-        def rewind_elsewhere(run: RunDoc) -> None:
+        def rewind_elsewhere(run: RunDoc, _touched: Touched | None) -> None:
             if run.memos:
                 writer._noticed = noticed
                 writer.refresh(decide(run, Rewound(to="step", lease_dead=True), workflow.plan, 10**13, 1).run)

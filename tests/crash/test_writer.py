@@ -27,7 +27,7 @@ async def test_a_refusal_is_that_of_the_last_decision():
     refused: list[InvalidState] = []
     async with open_engine(store, worker=False) as engine, trio.open_nursery() as nursery:
         run = await insert_leased(store, workflow, "r", "w")
-        writer = RunWriter(engine._machinery.services, run, workflow.plan, noticed=lambda _run: None)
+        writer = RunWriter(engine._machinery.services, run, workflow.plan, noticed=lambda _run, _touched: None)
         held: Any = {"worker": "w", "fence": run.head.fence}
 
         async def answer(step: str | None) -> None:

@@ -64,7 +64,13 @@ async def charge(ctx: StepContext[OrderIn, State]) -> str:
     return ctx.idempotency_key()
 
 
-MEMBERS = {name: thing for name, thing in vars(StepContext).items() if not name.startswith("_")}
+MEMBERS = {
+    name: thing
+    for kind in reversed(StepContext.__mro__)
+    if kind.__module__.startswith("streamline_trio")
+    for name, thing in vars(kind).items()
+    if not name.startswith("_")
+}
 INPUT = OrderIn("o-1", 5)
 
 

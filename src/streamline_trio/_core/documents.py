@@ -135,7 +135,7 @@ class Record(Doc, frozen=True, kw_only=True):
 
     `ask` is what must be the same when the handler is entered again; `attempt` and `place` say which call of
     the handler asked it, and as its how-manieth suspension. `tokens` are SHA-256 digests in hex; `told` says that
-    the handler has passed its token on.
+    the handler has passed its token on, `unwound` that it is a scatter key that has unwound to wait for this.
 
     Of a child `group` is its run's id. Of a join `group` is what the ids of its branches begin with, `branches`
     how many there are, `started` how many have been started, in order; `ended` and `good` are sets of branch
@@ -156,6 +156,7 @@ class Record(Doc, frozen=True, kw_only=True):
     meta: bytes | None = None
     tokens: tuple[str, ...] = ()
     told: bool = False
+    unwound: bool = False
     outcome: Outcome | None = None
     value: bytes | None = None
     note: str | None = None

@@ -299,7 +299,7 @@ class OutputMissing(StreamlineError):
 
 
 class LoopLimitExceeded(StreamlineError):
-    """A loop, or the suspensions of one step, went past their limit."""
+    """A loop went past its `max_iterations`."""
 
     code = "workflow.loop_limit"
     status = 500

@@ -41,6 +41,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     meta: bytes | None = None
     token: str | None = None
     told: bool = False
+    unwound: bool = False
 
 
 # --- of the lease holder -----------------------------------------------------------------------------------
@@ -75,11 +76,13 @@ class Suspended(Held, frozen=True, kw_only=True, gc=False):
     """The step's handler has unwound in order to wait for these.
 
     `replayed` are the keys and places of records of earlier attempts whose outcomes this entry was given.
+    `kept` are the open records of scatter keys that wait on without having been called.
     """
 
     step: str
     asks: tuple[Ask, ...]
     replayed: tuple[tuple[str, int], ...] = ()
+    kept: tuple[str, ...] = ()
     release: bool = False
 
 
@@ -88,6 +91,35 @@ class WaitOpened(Held, frozen=True, kw_only=True, gc=False):
 
     step: str
     ask: Ask
+
+
+class WaitsOpened(Held, frozen=True, kw_only=True, gc=False):
+    """Scatter keys have unwound to wait for these, while others still run."""
+
+    step: str
+    asks: tuple[Ask, ...]
+
+
+class TimeCame(Held, frozen=True, kw_only=True, gc=False):
+    """The time of these open records has come while other scatter keys still run."""
+
+    step: str
+    keys: tuple[str, ...]
+
+
+class PieceSaved(Held, frozen=True, kw_only=True, gc=False):
+    """A part of the step has come to its end: a scatter key, an iteration or a whole loop, an emission.
+
+    `records` and `pieces` are what lies within it, which nobody will ask for again.
+    """
+
+    step: str
+    path: str
+    value: bytes
+    round: int = 0
+    done: bool = False
+    records: tuple[str, ...] = ()
+    pieces: tuple[str, ...] = ()
 
 
 class WentTo(Held, frozen=True, kw_only=True, gc=False):

@@ -102,6 +102,15 @@ def return_type(function: Callable[..., Any]) -> Any:
     return _resolved(signature.return_annotation, function)
 
 
+def first_parameter_type(function: Callable[..., Any]) -> Any | None:
+    """The annotation of its first parameter, resolved; None without one. Raises `UnresolvedAnnotation`."""
+    signature = _signature(function)
+    first = next(iter(signature.parameters.values()), None) if signature is not None else None
+    if first is None or first.annotation is inspect.Parameter.empty:
+        return None
+    return _resolved(first.annotation, function)
+
+
 def context_types(handler: Handler) -> tuple[Any | UnsetType, Any | UnsetType]:
     """Input and state type of the handler's ``ctx: StepContext[...]``; UNSET where untold."""
     signature = _signature(handler)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from streamline_trio._core import payload
 from streamline_trio._core.checking import storable_text
-from streamline_trio._core.documents import ErrorDoc
+from streamline_trio._core.documents import ErrorDoc, RunDoc
 from streamline_trio._core.errors import StepTimeout, SuspensionError, error_code, message_of
 from streamline_trio._core.happenings import (
     AttemptFailed,
@@ -59,7 +59,11 @@ class Attempt:
 
     def abort(self) -> None:
         """Cancel the handler; why, the driver remembers."""
-        self._suspender.scope.cancel()
+        self._suspender.root.scope.cancel()
+
+    def noticed(self, run: RunDoc, touched: Iterable[str] | None) -> None:
+        """The run changed under the handler: of its records at most these, if it is known which."""
+        self._suspender.noticed(run, touched)
 
     def enter(self) -> Awaitable[Happening]:
         """Call the handler; what happened. `trio.Cancelled` passes if the scope was cancelled."""
@@ -127,8 +131,8 @@ class Attempt:
         return self._suspended() or DeadlinePassed(**held)
 
     async def _is_skipped(self) -> bool:
-        """Ask the predicates, in the begun step; not again once it has suspended."""
-        if self._driver.run.records:
+        """Ask the predicates, in the begun step; not again once it has suspended, or a part of it is done."""
+        if self._driver.run.records or self._driver.run.pieces:
             return False
         options = self._step.options
         state = self._ctx.state
@@ -141,7 +145,7 @@ class Attempt:
         return await result if inspect.isawaitable(result) else result
 
     def _finished(self, value: Any) -> Happening:
-        if self._suspender.wanted is not None:
+        if self._suspender.root.wanted is not None:
             raise SuspensionError(
                 f"step {self._step.id} swallowed the cancellation that unwinds it for a suspension:"
                 " let trio.Cancelled pass",
@@ -162,13 +166,19 @@ class Attempt:
         )
 
     def _suspended(self) -> Happening | None:
-        wanted = self._suspender.wanted
+        wanted = self._suspender.root.wanted
         if wanted is None:
             return None
         if isinstance(wanted, Goto):
             return WentTo(target=wanted.target, release=self._driver.leaving, **self._held)
-        replayed = self._suspender.replayed
-        return Suspended(asks=(wanted,), replayed=replayed, release=self._driver.leaving, **self._held)
+        replayed = tuple(self._suspender.replayed.items())
+        return Suspended(
+            asks=tuple(wanted.asks),
+            replayed=replayed,
+            kept=tuple(wanted.kept),
+            release=self._driver.leaving,
+            **self._held,
+        )
 
     def failed(self, error: BaseException) -> AttemptFailed:
         """The attempt failed with this error."""

@@ -23,7 +23,7 @@ from streamline_trio._core.happenings import (
     Happening,
 )
 from streamline_trio._core.step import Step
-from streamline_trio._core.store import AppendRows, RowKind
+from streamline_trio._core.store import AppendRows, RowKind, Touched
 from streamline_trio._runtime.attempt import Attempt, describe_error
 from streamline_trio._runtime.handler_scope import HandlerScope
 from streamline_trio._runtime.outputs import Found
@@ -232,13 +232,15 @@ class Driver:
             retriable=False,
         )
 
-    def _noticed(self, run: RunDoc) -> None:
+    def _noticed(self, run: RunDoc, touched: Touched | None) -> None:
         """The run changed under us: a cancellation stops the handler, a lost lease too."""
         if not self.writer.is_held:
             if self.writer.lost:
                 self.abort("lost")
         elif run.head.cancel_requested:
             self.abort("cancel")
+        elif self._entered is not None:
+            self._entered.noticed(run, None if touched is None else touched.get("records", ()))
 
     def abort(self, reason: AbortReason) -> None:
         """Stop the handler; what is written afterwards depends on the reason. Losing the lease beats all."""

@@ -25,7 +25,7 @@ from streamline_trio._runtime.claimer import Claimer
 from streamline_trio._runtime.clock import Chance, Clock, WallClock, virtual_clock
 from streamline_trio._runtime.committer import GroupCommitter
 from streamline_trio._runtime.crew import Crew
-from streamline_trio._runtime.emission import sweep_broadcasts
+from streamline_trio._runtime.emission import emit, sweep_broadcasts
 from streamline_trio._runtime.engine import Engine
 from streamline_trio._runtime.machinery import Machinery
 from streamline_trio._runtime.observer import Observer
@@ -188,6 +188,7 @@ class _Life:
             publisher=publisher,
             settled=lambda run: watcher.settled(run),  # noqa: PLW0108 - made below
             due=lambda due_at: claimer.notify(due_at),  # noqa: PLW0108 - made below
+            emit=lambda *signal, **told: emit(machinery, *signal, match=None, **told),
         )
         watcher = Watcher(services, drives=lambda run_id: run_id in crew.drivers)
         crew = Crew(
@@ -204,7 +205,7 @@ class _Life:
         )
         observer = Observer(services, lambda: worker.held_id)
         claimer = Claimer(services, self._registry, crew, worker, observer)
-        return Machinery(
+        machinery = Machinery(
             services=services,
             registry=self._registry,
             crew=crew,
@@ -215,6 +216,7 @@ class _Life:
             is_worker=self._is_worker,
             crash=self._crash,
         )
+        return machinery
 
     def _outage(self, failures: int, error: StoreUnavailable) -> SchedulerCircuitOpen:
         return SchedulerCircuitOpen(

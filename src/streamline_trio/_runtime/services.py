@@ -56,6 +56,7 @@ class Services:
     publisher: Publisher
     settled: Callable[[RunDoc], None]
     due: Callable[[int], None]
+    emit: Callable[..., Awaitable[None]]
 
     def spawn(self, task: Callable[[], Awaitable[Any]]) -> None:
         """Run a task for as long as the engine is open."""

@@ -153,6 +153,7 @@ class Waits(Entry):
         target = step_id_of(step)
         if target not in self._workflow.steps:
             raise StepNotFound(f"cannot go to {target!r}: workflow {self.workflow} has no such step", step=target)
+        self._suspender.require_handler("goto")
         self._suspender.require_possible("goto")
         await self._suspender.unwind(Goto(target))
 
@@ -188,13 +189,15 @@ class Waits(Entry):
         if record is not None and record.outcome is not None:
             await trio.lowlevel.checkpoint()
             return self._outcome(ask, record.outcome, record.value, record.note)
-        return await self._suspender.unwind(msgspec.structs.replace(ask, told=on_token is not None))
+        is_key = self._suspender.strand is not self._suspender.root
+        return await self._suspender.unwind(msgspec.structs.replace(ask, told=on_token is not None, unwound=is_key))
 
     async def _tell_token(self, ask: Ask, token: str | None, on_token: Callable[[str], Awaitable[object]]) -> Ask:
         """Open the wait so that it can be answered, and pass its token on."""
         known = self._driver.mint_token() if token is None else token
         ask = msgspec.structs.replace(ask, token=digest_of(known))
         await self._driver.commit(WaitOpened(step=self._step.id, ask=ask, **self._held))
+        self._suspender.opened((ask,))
         await on_token(known)
         return ask
 

@@ -73,6 +73,7 @@ class RunWriter:
         "_refreshing",
         "_rows",
         "_services",
+        "_touched",
         "fence",
         "lost",
         "plan",
@@ -80,7 +81,9 @@ class RunWriter:
         "worker",
     )
 
-    def __init__(self, services: Services, run: RunDoc, plan: Plan, *, noticed: Callable[[RunDoc], None]) -> None:
+    def __init__(
+        self, services: Services, run: RunDoc, plan: Plan, *, noticed: Callable[[RunDoc, Touched | None], None]
+    ) -> None:
         lease = run.head.lease
         assert lease is not None, "a writer is for a run that is held"
         self.run: RunDoc = run
@@ -94,6 +97,7 @@ class RunWriter:
         self._pending: list[_Entry] = []
         self._in_flight: Sequence[_Entry] = ()
         self._decisions: Sequence[Decision] = ()
+        self._touched: Touched | None = None
         self._rows: tuple[AppendRows, ...] = ()
         self._refreshing = False
 
@@ -164,7 +168,8 @@ class RunWriter:
         self._in_flight = entries
         rows, self._rows = self._rows, ()
         self._decisions = decisions
-        self._services.committer.post(Update(self.run, run, _touched(decisions)), self._settle, rows)
+        self._touched = _touched(decisions)
+        self._services.committer.post(Update(self.run, run, self._touched), self._settle, rows)
 
     def _decide(self, entries: list[_Entry]) -> list[Decision]:
         """Decide one happening on the result of the other; one that is refused fails alone.
@@ -192,11 +197,12 @@ class RunWriter:
         """The committer tells what became of the write in flight."""
         entries, self._in_flight = self._in_flight, ()
         decisions, self._decisions = self._decisions, ()
+        touched, self._touched = self._touched, None
         if isinstance(outcome, Applied):
             self.run = run = decisions[-1].run
             self._services.committed(run, decisions)
             _finish(entries)
-            self._noticed(run)
+            self._noticed(run, touched)
             if self._pending:
                 self._flush()
         elif isinstance(outcome, Failed):
@@ -234,14 +240,14 @@ class RunWriter:
         if not self.is_held:
             self._lose([], self._lease_lost())
         else:
-            self._noticed(stored)
+            self._noticed(stored, None)
 
     def _lose(self, entries: Sequence[_Entry], error: StreamlineError) -> None:
         """The run is not ours any more, or we cannot tell: write nothing further."""
         self.lost = True
         self._fail(entries, error)
         self._fail_pending(error)
-        self._noticed(self.run)
+        self._noticed(self.run, None)
 
     def _fail_pending(self, error: BaseException) -> None:
         pending, self._pending = self._pending, []
@@ -271,5 +277,5 @@ def _finish(entries: Sequence[_Entry]) -> None:
         entry.finish()
 
 
-def _ignore(_told: object) -> None:
+def _ignore(*_told: object) -> None:
     """Nobody is there any more to be told; or it is about rows, which are a courtesy."""

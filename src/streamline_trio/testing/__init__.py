@@ -2,6 +2,7 @@
 
 from streamline_trio.testing._crash import crash
 from streamline_trio.testing._fake_answers import Asked, NotGiven, WentTo
+from streamline_trio.testing._fake_composition import Emitted
 from streamline_trio.testing._fake_context import FakeContext
 from streamline_trio.testing._faulty_store import FaultyStore
 from streamline_trio.testing._mishaps import CrashAt, DeliverTwice, FailCall, LoseLeaseAt, Mishap, MishapMissed
@@ -21,6 +22,7 @@ __all__ = [
     "Chooser",
     "CrashAt",
     "DeliverTwice",
+    "Emitted",
     "FailCall",
     "FakeContext",
     "FaultyStore",

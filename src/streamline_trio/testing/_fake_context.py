@@ -16,11 +16,11 @@ from streamline_trio import (
     Step,
     StepContext,
     StepNotFound,
-    SuspensionError,
     ValidationError,
     Workflow,
 )
 from streamline_trio._core import payload
+from streamline_trio._core import payload as payloads
 from streamline_trio._core.checking import check_reason, is_text, is_whole
 from streamline_trio._core.durations import instant_millis, instant_of, seconds_of, to_millis
 from streamline_trio._core.signals import Signal, signal_name
@@ -30,6 +30,7 @@ from streamline_trio._runtime.outputs import Found, OutputsView
 from streamline_trio._runtime.state import with_fields
 from streamline_trio._runtime.tokens import check_token
 from streamline_trio.testing._fake_answers import Answers, AnswersLike, Asked, WentTo
+from streamline_trio.testing._fake_composition import Emitted, Lines
 from streamline_trio.testing._fake_task import OwnTask
 from streamline_trio.testing._time import START
 
@@ -79,6 +80,7 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
         told: what `progress` told: percent, message, data.
         frames: the frames of `stream`.
         heartbeats: how often `heartbeat` was called.
+        emitted: the signals of `emit`.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
         self.told: list[tuple[float | None, str | None, dict[str, Any]]] = []
         self.frames: list[Any] = []
         self.heartbeats: int = 0
+        self.emitted: list[Emitted] = []
         self._definition = workflow if isinstance(workflow, Workflow) else None
         self._step_id = step_id_of(step)
         self._workflow_id = _workflow_id(workflow, step)
@@ -118,7 +121,7 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
         self._meta = dict(meta or {})
         self._cancelled_reason = cancelled_reason
         self._answers = Answers(answers)
-        self._names: set[str] = set()
+        self._lines = Lines(self._step_id, self._kept)
         self._once_locks: dict[str, trio.Lock] = {}
         self._set_data(input, state)
         self._outputs = {step_id_of(key): self._stored_output(key, value) for key, value in (outputs or {}).items()}
@@ -329,19 +332,18 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
         target = step_id_of(step)
         if self._definition is not None and target not in self._definition.steps:
             raise StepNotFound(f"cannot go to {target!r}: workflow {self.workflow} has no such step", step=target)
-        self._own_task.require_possible("goto", len(self.asked))
+        self._lines.require_handler("goto")
+        self._own_task.require_possible("goto", self._lines.frame.places)
         await trio.lowlevel.checkpoint()
         raise WentTo(target)
 
     def _note(self, asked: Asked) -> None:
         check_reason(asked.name, "the name of a wait", shortest=1)
         what = {"timer": "sleep", "human": "wait"}.get(asked.kind, "wait_for")
-        self._own_task.require_possible(what, len(self.asked))
-        if asked.name is not None and asked.name in self._names:
-            raise SuspensionError(
-                f"step {self._step_id}: the name {asked.name!r} is used twice", step=self._step_id
-            )
-        self._names.update([] if asked.name is None else [asked.name])
+        self._own_task.require_possible(what, self._lines.frame.places)
+        if asked.name is not None:
+            self._lines.require_new(f"={asked.name}", asked.name)
+        self._lines.frame.place()
         self.asked.append(asked)
 
     def _times_out_at(self, timeout: float | timedelta | None) -> whenever.Instant | None:
@@ -351,6 +353,45 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
 
     def _millis(self) -> int:
         return instant_millis(self.now, what="now")
+
+    # --- parts of the step ---------------------------------------------------------------------------------
+
+    async def scatter(
+        self,
+        fns: Mapping[str, Callable[[], Any]],
+        concurrency: int | None = None,
+        returns: Any = Any,
+        name: str | None = None,
+    ) -> dict[str, Any]:
+        """Call each function in turn, in the handler's own task; their results by key, rebuilt as `returns`."""
+        self._own_task.require_possible("scatter", self._lines.frame.places)
+        return await self._lines.scatter(fns, concurrency, returns, name)
+
+    async def loop(
+        self,
+        initial: Any,
+        body: Callable[[Any, int], Any],
+        max_iterations: int = 1000,
+        name: str | None = None,
+        returns: Any = Any,
+    ) -> Any:
+        """Call the body until it returns `Done`; its value, rebuilt as `returns`."""
+        self._own_task.require_possible("loop", self._lines.frame.places)
+        return await self._lines.loop(initial, body, max_iterations, name, returns)
+
+    async def emit(self, signal: Signal[Any] | str, payload: Any = None, *, run: Any = None) -> None:
+        """Note the signal in `emitted`, its payload as whoever takes it gets it."""
+        type_ = Any if isinstance(signal, str) else signal.type
+        what = f"the payload of signal {signal_name(signal)!r}"
+        value = payloads.decoder(type_).decode(payloads.convert_input(payload, type_, what=what), what=what)
+        target = None if run is None else str(getattr(run, "id", run))
+        self.emitted.append(Emitted(signal=signal_name(signal), payload=value, run=target))
+        await trio.lowlevel.checkpoint()
+
+    def _kept(self, value: Any, what: str) -> bytes:
+        stored = payload.encode(value, what=f"{what} of step {self._step_id}")
+        self._check_size(stored, self._limit, self._step_id, what)
+        return stored
 
     # --- keeping -------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from streamline_trio._core import happenings as h
-from streamline_trio._core.decide import answering, claiming, noting, steering, stepping, suspending
+from streamline_trio._core.decide import answering, claiming, composing, noting, steering, stepping, suspending
 from streamline_trio._core.decide.admission import StartRequest, admit
 from streamline_trio._core.decide.turn import Decision, Turn
 from streamline_trio._core.documents import RunDoc
@@ -28,6 +28,9 @@ _RULES: dict[type[h.Happening], Callable[[Turn, Any], bool | None]] = {
     h.DeadlinePassed: stepping.deadline_passed,
     h.Suspended: suspending.suspended,
     h.WaitOpened: suspending.wait_opened,
+    h.WaitsOpened: composing.waits_opened,
+    h.TimeCame: composing.time_came,
+    h.PieceSaved: composing.piece_saved,
     h.StateSet: noting.state_set,
     h.CheckpointSaved: noting.checkpoint_saved,
     h.Memoized: noting.memoized,

@@ -34,11 +34,12 @@ def suspended(turn: Turn, happening: Suspended) -> None:
     turn.change(streak=0)
     if not turn.paused:
         fire(turn)
-    if any(turn.records[ask.key].outcome is not None for ask in happening.asks):
+    awaited = {ask.key for ask in happening.asks}.union(happening.kept)
+    if any(key not in turn.records or turn.records[key].outcome is not None for key in awaited):
         if happening.release:
             turn.release()
         return
-    _close_others(turn, {ask.key for ask in happening.asks})
+    _close_others(turn, awaited)
     turn.move_step(happening.step, "waiting")
     turn.to("waiting")
     turn.emit(WorkflowWaiting, step=happening.step)
@@ -99,7 +100,8 @@ def _own_replayed(turn: Turn, happening: Suspended) -> None:
     """What this attempt was given of earlier ones is its own from now: it must ask for it again in this order."""
     attempt = turn.step(happening.step).attempts
     for key, place in happening.replayed:
-        turn.put_record(key, _replace(turn.records[key], attempt=attempt, place=place))
+        if key in turn.records:
+            turn.put_record(key, _replace(turn.records[key], attempt=attempt, place=place))
 
 
 def _adopt(turn: Turn, ask: Ask, known: Record) -> None:
@@ -108,7 +110,10 @@ def _adopt(turn: Turn, ask: Ask, known: Record) -> None:
     if ask.token is not None and ask.token not in tokens:
         tokens = (*tokens, ask.token)
     attempt = turn.step(turn.current()).attempts
-    turn.put_record(ask.key, _replace(known, tokens=tokens, told=ask.told, attempt=attempt, place=ask.place))
+    turn.put_record(
+        ask.key,
+        _replace(known, tokens=tokens, told=ask.told, unwound=ask.unwound, attempt=attempt, place=ask.place),
+    )
 
 
 def _record(turn: Turn, step_id: str, ask: Ask) -> Record:
@@ -127,4 +132,5 @@ def _record(turn: Turn, step_id: str, ask: Ask) -> Record:
         meta=ask.meta,
         tokens=() if ask.token is None else (ask.token,),
         told=ask.told,
+        unwound=ask.unwound,
     )

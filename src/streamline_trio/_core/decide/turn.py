@@ -228,9 +228,11 @@ class Turn:
         self.put("records", key, record)
 
     def drop_records(self, *, keep_outcomes: bool) -> None:
-        """Forget the current step's records: the open ones, or all."""
+        """Forget the current step's records: the open ones, or all, and then its pieces too."""
         if self.records:
             self.drop("records", [k for k, r in self.records.items() if not keep_outcomes or r.outcome is None])
+        if self.pieces and not keep_outcomes:
+            self.drop("pieces", list(self.pieces))
 
     # --- shared moves --------------------------------------------------------------------------------------
 
