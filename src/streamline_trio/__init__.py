@@ -103,6 +103,11 @@ from streamline_trio._runtime.handle import (
     Progress,
     RunHandle,
 )
+from streamline_trio._runtime.joined import (
+    Branch,
+    BranchResult,
+    JoinResult,
+)
 from streamline_trio._runtime.opening import (
     open_engine,
 )
@@ -131,6 +136,9 @@ from streamline_trio._runtime.stats import (
 from streamline_trio._runtime.timeline import (
     TimelineEntry,
 )
+from streamline_trio._runtime.tree import (
+    RunTree,
+)
 from streamline_trio.stores.memory import (
     MemoryStore,
 )
@@ -144,6 +152,8 @@ from streamline_trio.stores.sqlite import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Branch",
+    "BranchResult",
     "ChildFailed",
     "ConcurrencyLimitReached",
     "DataCorruption",
@@ -155,6 +165,7 @@ __all__ = [
     "InvalidState",
     "InvalidTransition",
     "JoinFailed",
+    "JoinResult",
     "Lease",
     "LeaseLost",
     "LogLine",
@@ -175,6 +186,7 @@ __all__ = [
     "RunHandle",
     "RunNotFound",
     "RunTimeout",
+    "RunTree",
     "ScheduleNotFound",
     "ScheduledStart",
     "SchedulerCircuitOpen",

@@ -12,7 +12,16 @@ from collections.abc import Callable
 from typing import Any
 
 from streamline_trio._core import happenings as h
-from streamline_trio._core.decide import answering, claiming, noting, steering, stepping, suspending
+from streamline_trio._core.decide import (
+    answering,
+    claiming,
+    joining,
+    noting,
+    outbox,
+    steering,
+    stepping,
+    suspending,
+)
 from streamline_trio._core.decide.admission import StartRequest, admit
 from streamline_trio._core.decide.turn import Decision, Turn
 from streamline_trio._core.documents import RunDoc
@@ -28,6 +37,7 @@ _RULES: dict[type[h.Happening], Callable[[Turn, Any], bool | None]] = {
     h.DeadlinePassed: stepping.deadline_passed,
     h.Suspended: suspending.suspended,
     h.WaitOpened: suspending.wait_opened,
+    h.BranchesStarted: joining.branches_started,
     h.StateSet: noting.state_set,
     h.CheckpointSaved: noting.checkpoint_saved,
     h.Memoized: noting.memoized,
@@ -35,6 +45,9 @@ _RULES: dict[type[h.Happening], Callable[[Turn, Any], bool | None]] = {
     h.Answered: answering.answered,
     h.Withdrawn: answering.withdrawn,
     h.SignalArrived: answering.signal_arrived,
+    h.ChildrenEnded: joining.children_ended,
+    h.ErrandsDone: outbox.errands_done,
+    h.ErrandsTaken: outbox.errands_taken,
     h.CancelAsked: steering.cancel_asked,
     h.PauseAsked: steering.pause_asked,
     h.UnpauseAsked: steering.unpause_asked,

@@ -11,6 +11,7 @@ from streamline_trio._core.documents import Record
 from streamline_trio._core.errors import SuspensionError
 from streamline_trio._core.events import StepWaiting, WorkflowWaiting
 from streamline_trio._core.happenings import Ask, Suspended, WaitOpened
+from streamline_trio._core.joins import may_start_more
 
 _replace = msgspec.structs.replace
 
@@ -34,7 +35,7 @@ def suspended(turn: Turn, happening: Suspended) -> None:
     turn.change(streak=0)
     if not turn.paused:
         fire(turn)
-    if any(turn.records[ask.key].outcome is not None for ask in happening.asks):
+    if any(_goes_on(turn.records[ask.key]) for ask in happening.asks):
         if happening.release:
             turn.release()
         return
@@ -43,6 +44,11 @@ def suspended(turn: Turn, happening: Suspended) -> None:
     turn.to("waiting")
     turn.emit(WorkflowWaiting, step=happening.step)
     turn.release()
+
+
+def _goes_on(record: Record) -> bool:
+    """Whether it has its outcome, or branches ended so soon that more are to be started."""
+    return record.outcome is not None or (record.kind == "join" and may_start_more(record))
 
 
 def wait_opened(turn: Turn, happening: WaitOpened) -> None:
@@ -108,7 +114,11 @@ def _adopt(turn: Turn, ask: Ask, known: Record) -> None:
     if ask.token is not None and ask.token not in tokens:
         tokens = (*tokens, ask.token)
     attempt = turn.step(turn.current()).attempts
-    turn.put_record(ask.key, _replace(known, tokens=tokens, told=ask.told, attempt=attempt, place=ask.place))
+    started = max(known.started, ask.started)
+    turn.put_record(
+        ask.key,
+        _replace(known, tokens=tokens, told=ask.told, attempt=attempt, place=ask.place, started=started),
+    )
 
 
 def _record(turn: Turn, step_id: str, ask: Ask) -> Record:
@@ -127,4 +137,10 @@ def _record(turn: Turn, step_id: str, ask: Ask) -> Record:
         meta=ask.meta,
         tokens=() if ask.token is None else (ask.token,),
         told=ask.told,
+        group=ask.group,
+        policy=ask.policy,
+        branches=ask.branches,
+        started=ask.started,
+        concurrency=ask.concurrency,
+        keeps_losers=ask.keeps_losers,
     )
