@@ -103,6 +103,11 @@ from streamline_trio._runtime.handle import (
     Progress,
     RunHandle,
 )
+from streamline_trio._runtime.joined import (
+    Branch,
+    BranchResult,
+    JoinResult,
+)
 from streamline_trio._runtime.loop import (
     Done,
     Next,
@@ -135,6 +140,9 @@ from streamline_trio._runtime.stats import (
 from streamline_trio._runtime.timeline import (
     TimelineEntry,
 )
+from streamline_trio._runtime.tree import (
+    RunTree,
+)
 from streamline_trio.stores.memory import (
     MemoryStore,
 )
@@ -148,6 +156,8 @@ from streamline_trio.stores.sqlite import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Branch",
+    "BranchResult",
     "ChildFailed",
     "ConcurrencyLimitReached",
     "DataCorruption",
@@ -160,6 +170,7 @@ __all__ = [
     "InvalidState",
     "InvalidTransition",
     "JoinFailed",
+    "JoinResult",
     "Lease",
     "LeaseLost",
     "LogLine",
@@ -181,6 +192,7 @@ __all__ = [
     "RunHandle",
     "RunNotFound",
     "RunTimeout",
+    "RunTree",
     "ScheduleNotFound",
     "ScheduledStart",
     "SchedulerCircuitOpen",

@@ -15,6 +15,7 @@ from streamline_trio._core.decide import decide
 from streamline_trio._core.happenings import Claimed
 from streamline_trio._core.store import Applied, Insert, PutSide, Update
 from streamline_trio._runtime.care import Care
+from streamline_trio._runtime.errands import Errands
 from streamline_trio._runtime.worker import WORKERS
 from streamline_trio.testing import WrappedStore
 from tests.crash.faulty_store import BrokenStore, ParkingStore
@@ -114,7 +115,7 @@ async def test_a_run_whose_claim_is_being_confirmed_is_not_handed_back():
         await store.parked.wait()
         run = await store.inner.load(handle.id)
         assert run.head.lease.worker == engine.worker_id
-        assert not Care(engine._machinery)._is_orphan(run)
+        assert not Care(engine._machinery, Errands(engine._machinery))._is_orphan(run)
         store.release()
         await gate.entered.wait()
         gate.open.set()

@@ -20,6 +20,7 @@ READS = (
     "awaiting",
     "due",
     "next_due",
+    "errands",
     "leased",
     "lease_holders",
     "find",

@@ -285,10 +285,14 @@ class ChildFailed(_AboutRun):
 
 
 class JoinFailed(StreamlineError):
-    """The branches of a join can no longer satisfy its policy."""
+    """The branches of a join can no longer satisfy its policy; `result` is the `JoinResult` at that moment."""
 
     code = "workflow.join_failed"
     status = 500
+
+    def __init__(self, message: str = "", /, *, result: Any = None, **meta: Any) -> None:
+        self.result = result
+        super().__init__(message, **meta)
 
 
 class OutputMissing(StreamlineError):

@@ -42,6 +42,12 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     token: str | None = None
     told: bool = False
     unwound: bool = False
+    group: str = ""
+    policy: str = ""
+    branches: int = 0
+    started: int = 0
+    concurrency: int | None = None
+    keeps_losers: bool = False
 
 
 # --- of the lease holder -----------------------------------------------------------------------------------
@@ -120,6 +126,15 @@ class PieceSaved(Held, frozen=True, kw_only=True, gc=False):
     done: bool = False
     records: tuple[str, ...] = ()
     pieces: tuple[str, ...] = ()
+
+
+class BranchesStarted(Held, frozen=True, kw_only=True, gc=False):
+    """The first `started` branches of a join, or the child, are stored."""
+
+    step: str
+    key: str
+    group: str
+    started: int
 
 
 class WentTo(Held, frozen=True, kw_only=True, gc=False):
@@ -233,3 +248,33 @@ class Rewound(Happening, frozen=True, kw_only=True, gc=False):
 
 class Retried(Happening, frozen=True, kw_only=True, gc=False):
     """Somebody wants what failed to be tried again, with fresh attempts."""
+
+
+class ChildEnd(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """How a child settled: which one of which suspension, and of a single one its output."""
+
+    key: str
+    group: str
+    index: int = 0
+    status: str
+    output: bytes | None = None
+    output_step: str = ""
+    error: ErrorDoc | None = None
+
+
+class ChildrenEnded(Happening, frozen=True, kw_only=True, gc=False):
+    """Children of the run have settled. Repeated, or in another order, it comes to the same."""
+
+    ends: tuple[ChildEnd, ...]
+
+
+class ErrandsDone(Happening, frozen=True, kw_only=True, gc=False):
+    """What these entries of the outbox ask for is done."""
+
+    numbers: tuple[str, ...]
+
+
+class ErrandsTaken(Happening, frozen=True, kw_only=True, gc=False):
+    """Somebody takes up these entries of the outbox, as far as they are due."""
+
+    numbers: tuple[str, ...]

@@ -33,6 +33,8 @@ A store applies guarded changes; it decides nothing. The conditions:
     a cancel point only before it has begun.
 16. What is read equals what was written: decode(encode(run)) == run, byte for byte in the payloads. The order
     of a map's entries is not kept.
+17. `errands` gives the runs whose `errand_at` has come, earliest first, whoever holds them and whatever their
+    status and route; one that does not decode as `Corrupt`. Its cost grows with what it returns.
 
 `streamline_trio.testing.conformance` checks all of it for any store.
 """
@@ -86,7 +88,7 @@ class Delete(_Frozen, frozen=True):
 
 
 class Quarantine(_Frozen, frozen=True):
-    """Take a run that does not decode out of every queue (no due time, no lease)."""
+    """Take a run that does not decode out of every queue (no due time, no lease, no errands)."""
 
     run_id: str
 
@@ -276,6 +278,10 @@ class Store(Protocol):
 
     async def next_due(self, routes: Sequence[Route]) -> int | None:
         """The earliest `due_at` on the routes, past or future; None if there is none."""
+        ...
+
+    async def errands(self, now: int, limit: int) -> list[RunDoc | Corrupt]:
+        """Runs that have something in their outbox that any worker may do by now (condition 17)."""
         ...
 
     async def leased(self, worker: str, *, attention: bool, limit: int, after: str = "") -> list[RunDoc | Corrupt]:

@@ -1,8 +1,8 @@
 """What a worker looks after from time to time, on stores that other processes write.
 
-Every poll: has anybody committed something to runs we hold, has a lock been released? Every third of a lease:
-do the others still beat? Every lease: are there leases nobody stands behind, broadcasts nobody delivers? Every
-minute: is there anything in the store that no run refers to?
+Every poll: has anybody committed something to runs we hold, has a lock been released? Every third of a lease: do
+the others still beat, has anybody left an errand undone? Every lease: are there leases nobody stands behind,
+broadcasts nobody delivers? Every minute: is there anything in the store that no run refers to?
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from streamline_trio._core.errors import InvalidState, LeaseLost, RunNotFound, S
 from streamline_trio._core.happenings import HandedBack
 from streamline_trio._core.store import Corrupt, Sweeper
 from streamline_trio._runtime.emission import sweep_broadcasts
+from streamline_trio._runtime.errands import Errands
 from streamline_trio._runtime.machinery import Machinery
 
 _ATTENTION_AT_ONCE = 500
@@ -25,8 +26,9 @@ SWEEP_EVERY = 60.0
 class Care:
     """The periodic rounds of one engine."""
 
-    def __init__(self, machinery: Machinery) -> None:
+    def __init__(self, machinery: Machinery, errands: Errands) -> None:
         self._machinery = machinery
+        self._errands = errands
         self._options = machinery.services.options
         self._last_look = trio.current_time()
         self._last_walk = trio.current_time()
@@ -55,6 +57,7 @@ class Care:
             self._last_look = now
             walk = now - self._last_walk >= self._options.lease
             found = await machinery.observer.look(holders=walk)
+            await self._errands.look()
             if walk:
                 self._last_walk = now
                 await self._hand_back_orphans()

@@ -12,11 +12,12 @@ from streamline_trio._core.decide import Decision, decide
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import StoreUnavailable, StreamlineError
-from streamline_trio._core.happenings import Claimed
+from streamline_trio._core.happenings import CancelAsked, Claimed
 from streamline_trio._core.store import Applied, Corrupt, Quarantine, Update
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.crew import FRAGILE_FROM, Crew
 from streamline_trio._runtime.observer import Observer
+from streamline_trio._runtime.orphans import orphans_among
 from streamline_trio._runtime.registry import Registry
 from streamline_trio._runtime.services import Services
 from streamline_trio._runtime.worker import Worker
@@ -156,15 +157,17 @@ class Claimer:
             return 0
         recoveries = self._services.options.max_recoveries
         happening = Claimed(worker=worker, lease_dead=lease_dead, max_recoveries=recoveries)
+        orphans = await orphans_among(self._services, runs)
         for run in runs:
             if isinstance(run, Corrupt):
                 self._quarantine(run)
             elif self._crew.try_reserve(run.origin.id):
-                self._claim_one(run, happening, waiting)
+                orphaned = orphans.get(run.origin.id)
+                self._claim_one(run, happening if orphaned is None else CancelAsked(reason=orphaned), waiting)
         await waiting.wait()
         return waiting.succeeded
 
-    def _claim_one(self, run: RunDoc, happening: Claimed, waiting: _Countdown) -> None:
+    def _claim_one(self, run: RunDoc, happening: Claimed | CancelAsked, waiting: _Countdown) -> None:
         run_id, workflow = run.origin.id, self._registry.workflow_for(run)
         fragile = happening.lease_dead and run.head.streak >= FRAGILE_FROM and waiting.fragile
         if workflow is None or fragile:

@@ -21,6 +21,7 @@ from streamline_trio._core.errors import (
 from streamline_trio._core.happenings import CheckpointSaved, Memoized, StateSet
 from streamline_trio._core.step import Step, step_id_of
 from streamline_trio._runtime.composition import Composition
+from streamline_trio._runtime.joining import Joins
 from streamline_trio._runtime.limits import check_size
 from streamline_trio._runtime.outputs import OutputsView
 from streamline_trio._runtime.state import with_fields
@@ -36,13 +37,13 @@ _LONGEST_KEY = 500
 _LONGEST_NAME = 100
 
 
-class StepContext(Composition, Generic[InputT, StateT, OutputsT]):
+class StepContext(Composition, Joins, Generic[InputT, StateT, OutputsT]):
     """One entry of one step's handler. Valid while the handler runs, in its task and its children.
 
     Methods that write are durable when they return and raise `LeaseLost` when the run is no longer this
-    worker's. `sleep`, `sleep_until`, `wait`, `wait_for` and `goto` unwind the handler; after the wait it is
-    called again from its first line and gets what is recorded at once. `scatter` and `loop` divide a step into
-    parts that are kept one by one, and may suspend one by one.
+    worker's. `sleep`, `sleep_until`, `wait`, `wait_for`, `child`, `join` and `goto` unwind the handler; after the
+    wait it is called again from its first line and gets what is recorded at once. `scatter` and `loop` divide a
+    step into parts that are kept one by one, and may suspend one by one.
     """
 
     __slots__ = ()

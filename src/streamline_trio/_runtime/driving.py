@@ -7,12 +7,14 @@ import trio
 from streamline_trio._core.decide import decide
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import InvalidState, StoreUnavailable, WorkflowNotFound
-from streamline_trio._core.happenings import Claimed
+from streamline_trio._core.happenings import CancelAsked, Claimed, Happening
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Applied, Update
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.driver import Driver
 from streamline_trio._runtime.machinery import Machinery
+from streamline_trio._runtime.orphans import orphans_among
+from streamline_trio._runtime.services import Services
 
 
 async def drive(machinery: Machinery, run_id: str) -> None:
@@ -74,8 +76,8 @@ async def _claim(machinery: Machinery, run: RunDoc, *, lease_dead: bool) -> Outc
         if run.origin.id not in crew.drivers:
             await crew.wait_changed()
         return None
-    happening = Claimed(worker=worker, lease_dead=lease_dead, max_recoveries=services.options.max_recoveries)
     try:
+        happening = await _happening(services, run, worker, lease_dead=lease_dead)
         decision = decide(run, happening, workflow.plan, services.clock.now(), services.chance.commit_id())
     except BaseException:
         crew.cancel_reservation(run.origin.id)
@@ -103,6 +105,13 @@ async def _claim(machinery: Machinery, run: RunDoc, *, lease_dead: bool) -> Outc
         is_waited_for = False
         raise
     return outcomes[0]
+
+
+async def _happening(services: Services, run: RunDoc, worker: str, *, lease_dead: bool) -> Happening:
+    """The claim; of a child that its parent no longer waits for, the cancellation."""
+    for reason in (await orphans_among(services, [run])).values():
+        return CancelAsked(reason=reason)
+    return Claimed(worker=worker, lease_dead=lease_dead, max_recoveries=services.options.max_recoveries)
 
 
 def _hand_back(driver: Driver) -> None:

@@ -23,6 +23,7 @@ from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Applied, Delete, RunQuery
 from streamline_trio._runtime.emission import emit
 from streamline_trio._runtime.handle import RunHandle
+from streamline_trio._runtime.orphans import deletable
 from streamline_trio._runtime.publisher import Listener, Subscription
 from streamline_trio._runtime.queries import (
     Page,
@@ -175,7 +176,11 @@ class Engine:
         return await services.read(lambda: services.store.count(query))
 
     async def delete(self, **filters: Unpack[RunFilters]) -> int:
-        """Delete the settled runs that match all filters, with everything stored of them; how many."""
+        """Delete the settled runs that match all filters, with everything stored of them; how many.
+
+        Children of a run that has not settled are left, since it may still read them, and so are runs that have
+        yet to tell others of their end.
+        """
         query = query_of(filters)
         wanted = tuple(status for status in (query.status or sorted(SETTLED)) if status in SETTLED)
         if not wanted:
@@ -185,7 +190,7 @@ class Engine:
         cursor: str | None = None
         while True:
             runs = await self._page(query, "created_at", _DELETED_AT_ONCE, cursor)
-            for run in runs[:_DELETED_AT_ONCE]:
+            for run in await deletable(self._machinery.services, runs[:_DELETED_AT_ONCE]):
                 verdict = await self._machinery.services.committer.submit(Delete(run.origin.id, run.head.revision))
                 deleted += isinstance(verdict, Applied)
             if len(runs) <= _DELETED_AT_ONCE:

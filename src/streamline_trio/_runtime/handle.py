@@ -32,6 +32,7 @@ from streamline_trio._runtime.driver import LogEntry, ProgressEntry
 from streamline_trio._runtime.driving import drive
 from streamline_trio._runtime.snapshot import Run
 from streamline_trio._runtime.timeline import TimelineEntry, timeline
+from streamline_trio._runtime.tree import RunTree, tree_of
 
 if TYPE_CHECKING:
     from streamline_trio._runtime.machinery import Machinery
@@ -163,6 +164,13 @@ class RunHandle:
     async def timeline(self) -> list[TimelineEntry]:
         """What happened when, by which worker and attempt; bounded per step."""
         return timeline(await self._machinery.load(self.id))
+
+    async def tree(self, *, depth: int = 10, limit: int = 1000) -> RunTree:
+        """The run with its children, theirs, and so on: so many levels below it, and so many runs in all.
+
+        What is farthest away is left out, and told by `truncated`. Raises `RunNotFound`. A cancel point.
+        """
+        return await tree_of(self._machinery, self.id, depth=depth, limit=limit)
 
     async def stream(self) -> AsyncIterator[Any]:
         """The frames that handlers of this run stream, while this process drives it; ends when it settles."""

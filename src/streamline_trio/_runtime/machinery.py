@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +17,8 @@ from streamline_trio._core.errors import (
     RunNotFound,
     StoreUnavailable,
     ValidationError,
-    WorkflowNotFound,
 )
 from streamline_trio._core.happenings import CancelAsked, Happening, Rewound
-from streamline_trio._core.plan import Plan
 from streamline_trio._core.store import Applied, Failed, KeyTaken, Update
 from streamline_trio._runtime.claimer import Claimer
 from streamline_trio._runtime.committer import Outcome
@@ -29,7 +26,8 @@ from streamline_trio._runtime.crew import Crew
 from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.registry import Registry
 from streamline_trio._runtime.services import Services
-from streamline_trio._runtime.snapshot import Run, output_of, snapshot
+from streamline_trio._runtime.snapshot import Run, output_of
+from streamline_trio._runtime.viewing import view, warn_of_types
 from streamline_trio._runtime.watcher import Watcher
 from streamline_trio._runtime.worker import Worker
 from streamline_trio._runtime.writer import HolderGone
@@ -59,31 +57,22 @@ class Machinery:
 
     async def view(self, run: RunDoc) -> Run:
         """The public snapshot of a stored run; in plain data where its types are unknown or have changed."""
-        plan: Plan | None = None
-        with suppress(WorkflowNotFound):
-            plan = await self.services.read(lambda: self.registry.plan_for(run, self.services.store))
-        try:
-            return snapshot(run, plan, self.registry.workflow_for(run))
-        except ValidationError as error:
-            self._warn_of_types(run, error)
-            return snapshot(run, plan, None)
+        return await view(self.services, run)
 
     def output(self, run: RunDoc) -> Any:
         """What a run that is done has come to; as plain data where its type is unknown or has changed."""
         try:
             return output_of(run, self.registry.workflow_for(run))
         except ValidationError as error:
-            self._warn_of_types(run, error)
+            warn_of_types(self.services, run, error)
             return output_of(run, None)
 
-    def _warn_of_types(self, run: RunDoc, error: ValidationError) -> None:
-        self.services.logger.warning("run %s does not fit its workflow's types: %s", run.origin.id, error)
-
-    async def act(self, run_id: str, happening: Happening) -> RunDoc:
+    async def act(self, run_id: str, happening: Happening, known: RunDoc | None = None) -> RunDoc:
         """Let something happen to a run, whoever holds it; the run afterwards.
 
         Decided on what is stored, committed by compare-and-set, decided again if somebody was faster. A run
-        that is driven here goes through its driver's writer, which reads nothing.
+        that is driven here goes through its driver's writer, which reads nothing; so does the first try on a run
+        that is `known`, if that is how it is stored.
         """
         while True:
             driver = self.crew.drivers.get(run_id)
@@ -96,14 +85,14 @@ class Machinery:
                     if driver.writer.is_held:
                         raise  # the happening names another lease
                     continue
-            run = await self._act_on_stored(run_id, happening)
+            run = await self._act_on_stored(known or await self.load(run_id), happening)
             if run is not None:
                 return run
+            known = None
 
-    async def _act_on_stored(self, run_id: str, happening: Happening) -> RunDoc | None:
+    async def _act_on_stored(self, run: RunDoc, happening: Happening) -> RunDoc | None:
         """One try; None if the run changed in between."""
         services = self.services
-        run = await self.load(run_id)
         plan = await services.read(lambda: self.registry.plan_for(run, services.store))
         happening = await self._knowing_the_holder(run, happening)
         decision = decide(run, happening, plan, services.clock.now(), services.chance.commit_id())

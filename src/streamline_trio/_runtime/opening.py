@@ -27,6 +27,7 @@ from streamline_trio._runtime.committer import GroupCommitter
 from streamline_trio._runtime.crew import Crew
 from streamline_trio._runtime.emission import emit, sweep_broadcasts
 from streamline_trio._runtime.engine import Engine
+from streamline_trio._runtime.errands import Errands
 from streamline_trio._runtime.machinery import Machinery
 from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.polls import LEAST_PAUSE, Polls
@@ -137,6 +138,7 @@ class _Life:
         self._claiming = trio.CancelScope()
         self._finished = trio.Event()
         self._machinery: Machinery | None = None
+        self._errands: Errands | None = None
         self._is_stirring = False
         self._stirred_at = -math.inf
 
@@ -147,11 +149,12 @@ class _Life:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    machinery = self._build(nursery)
+                    machinery, errands = self._build(nursery)
+                    self._errands = errands
                     unwatch = self._store.watch(self._hinted)
                     nursery.start_soon(machinery.services.committer.run)
                     await self._prepare(machinery)
-                    self._serve(nursery, machinery)
+                    self._serve(nursery, machinery, errands)
                     self._machinery = machinery
                     self._scope.shield = True
                     task_status.started(Engine(machinery))
@@ -163,7 +166,7 @@ class _Life:
                 machinery.watcher.close()
             self._finished.set()
 
-    def _build(self, nursery: trio.Nursery) -> Machinery:
+    def _build(self, nursery: trio.Nursery) -> tuple[Machinery, Errands]:
         publisher = Publisher(self._logger, nursery.start_soon)
         circuit = Circuit(
             self._chance,
@@ -189,6 +192,8 @@ class _Life:
             settled=lambda run: watcher.settled(run),  # noqa: PLW0108 - made below
             due=lambda due_at: claimer.notify(due_at),  # noqa: PLW0108 - made below
             emit=lambda *signal, **told: emit(machinery, *signal, match=None, **told),
+            errands=lambda run: errands.committed(run),  # noqa: PLW0108 - made below
+            registry=self._registry,
         )
         watcher = Watcher(services, drives=lambda run_id: run_id in crew.drivers)
         crew = Crew(
@@ -216,7 +221,8 @@ class _Life:
             is_worker=self._is_worker,
             crash=self._crash,
         )
-        return machinery
+        errands = Errands(machinery)
+        return machinery, errands
 
     def _outage(self, failures: int, error: StoreUnavailable) -> SchedulerCircuitOpen:
         return SchedulerCircuitOpen(
@@ -236,17 +242,26 @@ class _Life:
                 await machinery.worker.enlist()
                 await machinery.observer.look(holders=True)
                 await sweep_broadcasts(machinery)
+                await self._look_for_errands()
             # An opener that is cancelled by now would never come to `leave`.
             await trio.lowlevel.checkpoint_if_cancelled()
         except BaseException:
             await machinery.worker.abandon()
             raise
 
-    def _serve(self, nursery: trio.Nursery, machinery: Machinery) -> None:
+    async def _look_for_errands(self) -> None:
+        """Errands that were left behind: those that are due, and where nothing is periodic those that will be."""
+        assert self._errands is not None
+        if self._store.exclusive:
+            self._errands.look_later()
+        else:
+            await self._errands.look()
+
+    def _serve(self, nursery: trio.Nursery, machinery: Machinery, errands: Errands) -> None:
         if not self._store.exclusive:
             nursery.start_soon(machinery.worker.keep_alive)
             nursery.start_soon(machinery.watcher.run)
-            nursery.start_soon(Care(machinery).run)
+            nursery.start_soon(Care(machinery, errands).run)
         if self._is_worker:
             nursery.start_soon(self._claim, machinery.claimer)
         nursery.start_soon(trio.sleep_forever)
@@ -300,6 +315,8 @@ class _Life:
         try:
             if await machinery.observer.look(holders=True):
                 machinery.claimer.wake()
+            if self._store.exclusive:
+                await self._look_for_errands()
         except StoreUnavailable as error:
             self._logger.warning("cannot look after other workers: %s", error)
 
@@ -324,6 +341,7 @@ class _Life:
                     await self._drain(machinery)
                     until = trio.current_time() + _LAST_WRITES
                     with trio.CancelScope(deadline=until):  # no run is held any more, only a beat may be on its way
+                        await self._finish_errands()
                         await machinery.services.committer.flushed()
                     await machinery.worker.discharge(until)
                     nursery.cancel_scope.cancel()
@@ -331,6 +349,11 @@ class _Life:
         finally:
             self._scope.cancel()
         await self._finished.wait()
+
+    async def _finish_errands(self) -> None:
+        """Those that are under way: what is left over, others find when it falls due."""
+        if self._errands is not None:
+            await self._errands.idle()
 
     async def _cancel_when_finished(self, scope: trio.CancelScope) -> None:
         """If the services die while we drain, there is nothing left to wait for."""

@@ -56,11 +56,29 @@ class Registry:
             raise WorkflowNotFound(f"this engine has no workflow {workflow!r}", workflow=workflow)
         return found[-1]
 
+    def known(self, workflow: Workflow[Any, Any] | str) -> Workflow[Any, Any]:
+        """The workflow of a child: one by its id, or a definition, also one that the engine was not given."""
+        if isinstance(workflow, Workflow):
+            workflow.seal()
+            return workflow
+        return self.resolve(workflow)
+
     async def publish(self, store: Store) -> None:
         """Store each definition once, for processes that do not have its code."""
+        await self._publish(store, [workflow.plan for workflow in self._workflows.values()])
+
+    async def take_foreign(self, workflow: Workflow[Any, Any], store: Store) -> None:
+        """Seal a workflow that is not ours and store its definition, once, so that runs of it can be started."""
+        plan = workflow.seal()
+        key = plan.workflow, plan.version, plan.fingerprint
+        if self._workflows.get(key[:2]) is not workflow and key not in self._plans:
+            await self._publish(store, [plan])
+            self._plans[key] = plan
+
+    async def _publish(self, store: Store, plans: Iterable[Plan]) -> None:
         writes = [
             PutSide(DEFINITIONS, _key(plan.workflow, plan.version, plan.fingerprint), None, _encode(plan))
-            for plan in (workflow.plan for workflow in self._workflows.values())
+            for plan in plans
         ]
         missing = [write for write in writes if await store.side(DEFINITIONS, write.key) is None]
         if missing:

@@ -28,6 +28,7 @@ from streamline_trio._core.errors import (
     ValidationError,
 )
 from streamline_trio._core.happenings import Ask, TimeCame, WaitsOpened
+from streamline_trio._core.joins import goes_on
 from streamline_trio._runtime.frames import Frame, escape, is_in_line
 from streamline_trio._runtime.pieces import Pieces
 from streamline_trio._runtime.suspension import Parking, Strand
@@ -118,7 +119,7 @@ class Scatter:
             record = run.records.get(name)
             if record is None or not record.is_open:
                 continue
-            if found is not None or not record.unwound or record.attempt != attempt:
+            if found is not None or not record.unwound or record.attempt != attempt or goes_on(record):
                 return None
             found = name
         return found if found is not None and is_in_line(found, key.prefix) else None
@@ -342,4 +343,4 @@ def _key_of(ask: Ask) -> str:
 
 
 def _is_over(record: Record | None) -> bool:
-    return record is None or not record.is_open
+    return record is None or goes_on(record)

@@ -20,6 +20,7 @@ from streamline_trio._runtime.clock import Chance, Clock
 from streamline_trio._runtime.committer import GroupCommitter
 from streamline_trio._runtime.polls import Polls
 from streamline_trio._runtime.publisher import Publisher
+from streamline_trio._runtime.registry import Registry
 
 T = TypeVar("T")
 
@@ -57,6 +58,8 @@ class Services:
     settled: Callable[[RunDoc], None]
     due: Callable[[int], None]
     emit: Callable[..., Awaitable[None]]
+    errands: Callable[[RunDoc], None]
+    registry: Registry
 
     def spawn(self, task: Callable[[], Awaitable[Any]]) -> None:
         """Run a task for as long as the engine is open."""
@@ -68,6 +71,8 @@ class Services:
             for decision in decisions:
                 self.publisher.publish(decision.events)
         head = run.head
+        if head.errand_at is not None:
+            self.errands(run)
         if head.due_at is not None:
             self.due(head.due_at)
         elif head.status in SETTLED:

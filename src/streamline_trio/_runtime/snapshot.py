@@ -13,6 +13,7 @@ from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import ErrorDoc, Lease, Parent, Record, RunDoc, StepDoc
 from streamline_trio._core.due import due_since
 from streamline_trio._core.durations import instant_of
+from streamline_trio._core.joins import bits_of
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import RunStatus, StepStatus
 
@@ -28,7 +29,11 @@ class RunError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WaitState(msgspec.Struct, frozen=True, kw_only=True):
-    """An open wait of a step: for a timer, a person (`human`) or a signal."""
+    """An open wait of a step: for a timer, a person (`human`), a signal, a child or a join.
+
+    `child` is the run id of a child. Of a join, `policy` and how many `branches` it has, of which `started` have
+    been started and `ended` have settled; the run id of one is `child`, a hyphen, and its number from 0.
+    """
 
     kind: str
     opened_at: whenever.Instant
@@ -37,6 +42,11 @@ class WaitState(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     signal: str = ""
     meta: dict[str, Any] = {}
+    child: str = ""
+    policy: str = ""
+    branches: int = 0
+    started: int = 0
+    ended: int = 0
 
 
 class ScheduledStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,6 +234,11 @@ def wait_state(record: Record) -> WaitState:
         reason=record.reason,
         signal=record.signal,
         meta={} if record.meta is None else msgspec.msgpack.decode(record.meta),
+        child=record.group,
+        policy=record.policy,
+        branches=record.branches,
+        started=record.started,
+        ended=bits_of(record.ended).bit_count(),
     )
 
 

@@ -19,6 +19,7 @@ import trio
 from streamline_trio._core.documents import Record, RunDoc
 from streamline_trio._core.errors import SuspensionError, SuspensionMismatch
 from streamline_trio._core.happenings import Ask
+from streamline_trio._core.joins import goes_on
 from streamline_trio._runtime.frames import CompositeKind, Frame, Subtrees, composite, frame_of
 
 MAX_SUSPENSIONS = 1000
@@ -262,7 +263,7 @@ class Suspender:
             return
         for key in tuple(self.sleeping) if touched is None else touched:
             sleeper = self.sleeping.get(key)
-            if sleeper is not None and ((record := run.records.get(key)) is None or not record.is_open):
+            if sleeper is not None and ((record := run.records.get(key)) is None or goes_on(record)):
                 sleeper.resolved(key)
         if run.head.paused != self._is_paused:
             self._is_paused = run.head.paused

@@ -13,6 +13,7 @@ from typing_extensions import TypeForm
 
 from streamline_trio._core import payload
 from streamline_trio._core.checking import check_reason
+from streamline_trio._core.documents import Record
 from streamline_trio._core.durations import instant_millis, seconds_of, to_millis
 from streamline_trio._core.errors import StepNotFound, WaitTimedOut, WaitWithdrawn
 from streamline_trio._core.happenings import Ask, WaitOpened
@@ -24,6 +25,8 @@ from streamline_trio._runtime.suspension import Goto
 from streamline_trio._runtime.tokens import check_token, digest_of
 
 T = TypeVar("T")
+
+_VERBS = {"timer": "sleep", "human": "wait", "signal": "wait_for"}
 
 
 class Waits(Entry):
@@ -164,7 +167,7 @@ class Waits(Entry):
 
     def _ask(self, kind: Any, name: str | None, ask: str, **fields: Any) -> Ask:
         check_reason(name, "the name of a wait", shortest=1)
-        self._suspender.require_possible({"timer": "sleep", "human": "wait"}.get(kind, "wait_for"))
+        self._suspender.require_possible(_VERBS.get(kind, kind))
         return Ask(
             key=self._suspender.key_of(kind, name),
             kind=kind,
@@ -182,13 +185,31 @@ class Waits(Entry):
         on_token: Callable[[str], Awaitable[object]] | None = None,
     ) -> bytes:
         """The outcome's payload: at once if it is recorded, else after unwinding."""
+        record = await self._resolved(ask, token=token, on_token=on_token)
+        return self._outcome(ask, record.outcome, record.value, record.note)
+
+    async def _resolved(
+        self,
+        ask: Ask,
+        *,
+        token: str | None = None,
+        on_token: Callable[[str], Awaitable[object]] | None = None,
+        prepare: Callable[[Ask, Record | None], Awaitable[Ask]] | None = None,
+    ) -> Record:
+        """The record with its outcome: at once if there is one, else after unwinding.
+
+        `prepare` does what must be done before the handler parks, and says what is then asked.
+        """
         record = self._suspender.recorded(self._driver.run, ask)
+        if prepare is not None and (record is None or record.outcome is None):
+            ask = await prepare(ask, record)
+            record = self._driver.run.records.get(ask.key)
         if on_token is not None and (record is None or (record.outcome is None and not record.told)):
             ask = await self._tell_token(ask, token, on_token)
             record = self._driver.run.records.get(ask.key)
         if record is not None and record.outcome is not None:
             await trio.lowlevel.checkpoint()
-            return self._outcome(ask, record.outcome, record.value, record.note)
+            return record
         is_key = self._suspender.strand is not self._suspender.root
         return await self._suspender.unwind(msgspec.structs.replace(ask, told=on_token is not None, unwound=is_key))
 
@@ -201,7 +222,7 @@ class Waits(Entry):
         await on_token(known)
         return ask
 
-    def _outcome(self, ask: Ask, outcome: str, value: bytes | None, note: str | None) -> bytes:
+    def _outcome(self, ask: Ask, outcome: str | None, value: bytes | None, note: str | None) -> bytes:
         title = ask.name or ask.reason or ask.signal
         if outcome == "timed_out":
             raise WaitTimedOut(f"nobody answered {title!r} in time", step=self._step.id, wait=title)

@@ -31,7 +31,7 @@ from streamline_trio.stores._derived import (
     same_origin,
     unique_keys,
 )
-from streamline_trio.stores._memory_index import DueQueue, Groups
+from streamline_trio.stores._memory_index import DueQueue, ErrandQueue, Groups
 
 _APPLIED = Applied()
 _REFUSED = Refused()
@@ -48,6 +48,7 @@ class Content:
         self.spoiled: set[str] = set()
         self.keys: dict[UniqueKey, str] = {}
         self.due = DueQueue()
+        self.errands = ErrandQueue()
         self.leased = Groups()
         self.attention = Groups()
         self.awaiting = Groups()
@@ -161,6 +162,7 @@ class Content:
     def _enter_indices(self, run: RunDoc) -> None:
         head, origin = run.head, run.origin
         self.due.add(run)
+        self.errands.add(run)
         if head.lease is not None:
             self.leased.add(head.lease.worker, run.id)
             if head.attention:
@@ -179,6 +181,7 @@ class Content:
 
     def _leave_queues(self, run: RunDoc) -> None:
         self.due.discard(run)
+        self.errands.discard(run)
         if run.head.lease is not None:
             self.leased.discard(run.head.lease.worker, run.id)
             self.attention.discard(run.head.lease.worker, run.id)

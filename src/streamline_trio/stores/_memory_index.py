@@ -67,6 +67,27 @@ class DueQueue:
         return {route: count for route, count in counts.items() if count}
 
 
+class ErrandQueue:
+    """Runs with something to be done elsewhere: sorted (errand_at, id)."""
+
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+
+    def add(self, run: RunDoc) -> None:
+        """Enter the run if its outbox holds anything."""
+        if run.head.errand_at is not None:
+            insort(self._entries, (run.head.errand_at, run.id))
+
+    def discard(self, run: RunDoc) -> None:
+        """Take out what `add` entered for this same document."""
+        if run.head.errand_at is not None:
+            _remove(self._entries, (run.head.errand_at, run.id))
+
+    def take(self, now: int, limit: int) -> list[str]:
+        """Ids of runs whose errands are due, earliest first."""
+        return [run_id for _, run_id in self._entries[: min(limit, _due(self._entries, now))]]
+
+
 class Groups:
     """Sorted run ids by group; a group without members does not exist."""
 

@@ -110,6 +110,11 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return self._content.due.earliest(routes)
 
+    async def errands(self, now: int, limit: int) -> list[RunDoc | Corrupt]:
+        """Runs with an errand that any worker may do by now, earliest first."""
+        await trio.lowlevel.checkpoint()
+        return [self._given(run_id) for run_id in self._content.errands.take(now, limit)]
+
     async def leased(self, worker: str, *, attention: bool, limit: int, after: str = "") -> list[RunDoc | Corrupt]:
         """Runs leased to the worker, in id order after `after`; with `attention` only those that have it."""
         await trio.lowlevel.checkpoint()

@@ -32,7 +32,12 @@ from streamline_trio.testing._wrapped_store import Act, WrappedStore
 LONGEST_HOLD = 5.0
 """How long (seconds) an heir waits for the late write of the one it took over from."""
 
-_LOOKS_FOR_WORK: dict[str, Callable[[], Any]] = {"due": list, "leased": list, "next_due": lambda: None}
+_LOOKS_FOR_WORK: dict[str, Callable[[], Any]] = {
+    "due": list,
+    "errands": list,
+    "leased": list,
+    "next_due": lambda: None,
+}
 
 _current: ContextVar[_Life] = ContextVar("streamline_trio_testing_life")
 _around: ContextVar[Stage] = ContextVar("streamline_trio_testing_stage")

@@ -64,9 +64,7 @@ class Compositions(ABC):
 
     async def _do_scatter(self, ctx: Context, op: Op, where: str, got: list[Any]) -> None:
         keys = [f"k{number}" for number in range(len(op.parts))]
-        fns = {
-            key: partial(self._key, ctx, part, where, key) for key, part in zip(keys, op.parts, strict=True)
-        }
+        fns = {key: partial(self._key, ctx, part, where, key) for key, part in zip(keys, op.parts, strict=True)}
         results: dict[str, Any] = await ctx.scatter(fns, concurrency=int(op.size) or None, name=f"scatter {where}")
         if list(results) != keys:
             self._wrong(f"{ctx.run_id}: scatter {where} of {keys} gave {list(results)}")
@@ -101,7 +99,9 @@ class Compositions(ABC):
         pieces = {} if run is None else run.pieces
         for path, piece in pieces.items():
             if name in path and path.endswith(key) and (piece.done or piece.round > number or key):
-                self._wrong(f"{ctx.run_id}: {name} {key or number} of {ctx.step_id} runs again though its end is stored")
+                self._wrong(
+                    f"{ctx.run_id}: {name} {key or number} of {ctx.step_id} runs again though its end is stored"
+                )
 
     # --- children ------------------------------------------------------------------------------------------
 
@@ -175,4 +175,3 @@ class Compositions(ABC):
                 got.append("WaitWithdrawn")
             case TimedOut():
                 got.append("WaitTimedOut")
-

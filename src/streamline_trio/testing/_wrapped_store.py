@@ -52,6 +52,7 @@ class WrappedStore:
     awaiting: Any = _through("awaiting")
     due: Any = _through("due")
     next_due: Any = _through("next_due")
+    errands: Any = _through("errands")
     leased: Any = _through("leased")
     lease_holders: Any = _through("lease_holders")
     find: Any = _through("find")

@@ -12,7 +12,17 @@ from collections.abc import Callable
 from typing import Any
 
 from streamline_trio._core import happenings as h
-from streamline_trio._core.decide import answering, claiming, composing, noting, steering, stepping, suspending
+from streamline_trio._core.decide import (
+    answering,
+    claiming,
+    composing,
+    joining,
+    noting,
+    outbox,
+    steering,
+    stepping,
+    suspending,
+)
 from streamline_trio._core.decide.admission import StartRequest, admit
 from streamline_trio._core.decide.turn import Decision, Turn
 from streamline_trio._core.documents import RunDoc
@@ -31,6 +41,7 @@ _RULES: dict[type[h.Happening], Callable[[Turn, Any], bool | None]] = {
     h.WaitsOpened: composing.waits_opened,
     h.TimeCame: composing.time_came,
     h.PieceSaved: composing.piece_saved,
+    h.BranchesStarted: joining.branches_started,
     h.StateSet: noting.state_set,
     h.CheckpointSaved: noting.checkpoint_saved,
     h.Memoized: noting.memoized,
@@ -38,6 +49,9 @@ _RULES: dict[type[h.Happening], Callable[[Turn, Any], bool | None]] = {
     h.Answered: answering.answered,
     h.Withdrawn: answering.withdrawn,
     h.SignalArrived: answering.signal_arrived,
+    h.ChildrenEnded: joining.children_ended,
+    h.ErrandsDone: outbox.errands_done,
+    h.ErrandsTaken: outbox.errands_taken,
     h.CancelAsked: steering.cancel_asked,
     h.PauseAsked: steering.pause_asked,
     h.UnpauseAsked: steering.unpause_asked,

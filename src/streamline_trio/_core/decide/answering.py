@@ -10,7 +10,6 @@ from streamline_trio._core.decide.matching import check_shape, open_for
 from streamline_trio._core.decide.turn import Turn
 from streamline_trio._core.documents import Message, Outcome, Record
 from streamline_trio._core.errors import TokenInvalid, ValidationError
-from streamline_trio._core.events import WorkflowResumed
 from streamline_trio._core.happenings import Answered, SignalArrived, Withdrawn
 from streamline_trio._core.payload import NULL
 from streamline_trio._core.status import ACTIVE
@@ -18,13 +17,16 @@ from streamline_trio._core.status import ACTIVE
 MAX_INBOX = 1000
 SEEN_FOR = 24 * 60 * 60 * 1000
 _PRUNE_ABOVE = 64
+_CHILDREN = {"child": "child", "join": "branches"}
 
 
 def answered(turn: Turn, happening: Answered) -> None:
-    """Give an open wait its payload."""
+    """Give an open wait its payload; that of a child is its output, in place of the child, which is cancelled."""
     key = _find(turn, "resume", happening.token, happening.step)
     record = turn.records[key]
     payload = happening.payload
+    if record.kind == "join" or (record.kind == "child" and payload is None):
+        raise turn.invalid("resume", f"it waits for its {_CHILDREN[record.kind]}, not for an answer", "waiting")
     if payload is None:
         if record.kind == "human":
             raise ValidationError(f"the wait {_title(record)!r} of run {turn.run.id} needs a payload")
@@ -84,15 +86,7 @@ def _settle_wait(
     turn: Turn, key: str, outcome: Outcome, *, value: bytes | None = None, note: str | None = None
 ) -> None:
     turn.resolve(key, outcome, value=value, note=note)
-    if turn.lease is not None:
-        turn.change(attention=True)
-        return
-    step_id = turn.current()
-    if turn.step(step_id).status == "waiting":
-        turn.move_step(step_id, "running")
-        turn.to("running")
-        turn.ready()
-        turn.emit(WorkflowResumed, step=step_id)
+    turn.wake()
 
 
 def _find(turn: Turn, action: str, token: str | None, step: str | None) -> str:

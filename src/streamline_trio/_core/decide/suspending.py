@@ -11,6 +11,7 @@ from streamline_trio._core.documents import Record
 from streamline_trio._core.errors import SuspensionError
 from streamline_trio._core.events import StepWaiting, WorkflowWaiting
 from streamline_trio._core.happenings import Ask, Suspended, WaitOpened
+from streamline_trio._core.joins import goes_on
 
 _replace = msgspec.structs.replace
 
@@ -35,7 +36,7 @@ def suspended(turn: Turn, happening: Suspended) -> None:
     if not turn.paused:
         fire(turn)
     awaited = {ask.key for ask in happening.asks}.union(happening.kept)
-    if any(key not in turn.records or turn.records[key].outcome is not None for key in awaited):
+    if any(key not in turn.records or goes_on(turn.records[key]) for key in awaited):
         if happening.release:
             turn.release()
         return
@@ -112,7 +113,15 @@ def _adopt(turn: Turn, ask: Ask, known: Record) -> None:
     attempt = turn.step(turn.current()).attempts
     turn.put_record(
         ask.key,
-        _replace(known, tokens=tokens, told=ask.told, unwound=ask.unwound, attempt=attempt, place=ask.place),
+        _replace(
+            known,
+            tokens=tokens,
+            told=ask.told,
+            unwound=ask.unwound,
+            attempt=attempt,
+            place=ask.place,
+            started=max(known.started, ask.started),
+        ),
     )
 
 
@@ -133,4 +142,10 @@ def _record(turn: Turn, step_id: str, ask: Ask) -> Record:
         tokens=() if ask.token is None else (ask.token,),
         told=ask.told,
         unwound=ask.unwound,
+        group=ask.group,
+        policy=ask.policy,
+        branches=ask.branches,
+        started=ask.started,
+        concurrency=ask.concurrency,
+        keeps_losers=ask.keeps_losers,
     )

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from streamline_trio._core.decide import outbox
 from streamline_trio._core.documents import (
     KEPT_COMMITS,
     KEPT_TRIES,
@@ -34,6 +35,7 @@ from streamline_trio._core.events import (
     WorkflowCancelled,
     WorkflowCompleted,
     WorkflowFailed,
+    WorkflowResumed,
 )
 from streamline_trio._core.happenings import Held
 from streamline_trio._core.plan import Plan
@@ -203,6 +205,10 @@ class Turn:
             for key in keys:
                 del entries[key]
 
+    def touched(self, name: MapName) -> Collection[str]:
+        """The entries of one of the run's maps that this turn has set or removed."""
+        return self._touched.get(name, ())
+
     def _own(self, name: MapName) -> set[str]:
         """Make the map one that this turn may change: a copy, since others share the one of the run before."""
         setattr(self, name, getattr(self, name).copy())
@@ -260,6 +266,18 @@ class Turn:
     def ready(self) -> None:
         """The run wants a worker from now."""
         self.change(ready_at=self.now)
+
+    def wake(self) -> None:
+        """A wait has come to something: a parked run is ready, the holder of another is asked to look."""
+        if self.lease is not None:
+            self.change(attention=True)
+            return
+        step_id = self.current()
+        if self.step(step_id).status == "waiting":
+            self.move_step(step_id, "running")
+            self.to("running")
+            self.ready()
+            self.emit(WorkflowResumed, step=step_id)
 
     def note_crash(self, step_id: str, lost_worker: str) -> None:
         """The attempt that was under way ended with its worker."""
@@ -350,6 +368,9 @@ class Turn:
 
         What is decided on the result of the same commit belongs to it, and to its revision.
         """
+        outbox.fill(self)
+        if "outbox" in self._touched:
+            self.change(errand_at=min((errand.due_at for errand in self.outbox.values()), default=None))
         before = self.run.head
         merged = commit is not None and before.commits[-1:] == (commit,)
         head = _replace(

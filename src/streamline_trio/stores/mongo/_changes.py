@@ -40,6 +40,7 @@ from streamline_trio.stores._derived import (
 )
 from streamline_trio.stores.mongo._layout import (
     MAPS,
+    QUARANTINED,
     QUEUE_FIELDS,
     Document,
     Entries,
@@ -239,10 +240,10 @@ Pair = tuple[Document, Document]
 
 
 def _head_changes(before: RunDoc, after: RunDoc) -> Pair:
-    """Fields of the head to set, and to remove; the queue's always, since a quarantine may have taken them."""
+    """Fields of the head to set, and to remove; the queues' always, since a quarantine may have taken them."""
     old, new = plain_head(before.head), plain_head(after.head)
     removed = {name: None for name in old if name not in new}
-    changed = {name: value for name, value in new.items() if name in QUEUE_FIELDS or old.get(name) != value}
+    changed = {name: value for name, value in new.items() if name in QUARANTINED or old.get(name) != value}
     changed = lay_out(changed)
     removed |= {name: None for name in (*QUEUE_FIELDS, "quarantined") if name not in changed}
     return changed, removed

@@ -15,7 +15,7 @@ Beside them stands what is derived because something looks for it:
     waiting       kinds of open waits
     labels        tags, values of meta and awaited signals, in the form that queries compare
     payloads      the large payloads it refers to: digest -> id in their collection
-    quarantined   the due time and the lease that were taken from a run that does not decode
+    quarantined   the due times and the lease that were taken from a run that does not decode
 
 What is derived is never read back into a run. `due_at` at the top stands only in runs without a lease: the due
 time of a leased one is a field of `lease`. Instants are dates as far as the calendar of usual tools goes, up to
@@ -156,6 +156,7 @@ _LEASE = _form(Lease)
 _ORIGIN_FIELDS = tuple(name for name in Origin.__struct_fields__ if name != "id")
 _HEAD_FIELDS = Head.__struct_fields__
 QUEUE_FIELDS = ("due_at", "lease")
+QUARANTINED = (*QUEUE_FIELDS, "errand_at")
 
 
 class Entries(NamedTuple):

@@ -78,6 +78,12 @@ class Reader:
             return int(stored["due_at"])
         return None
 
+    def errands(self, now: int, limit: int) -> list[RunDoc | Corrupt]:
+        """Runs with an errand that any worker may do by now."""
+        where = {"errand_at": {"$lte": date(now)}}
+        found = self._given(self._runs.find(where).sort([("errand_at", 1), ("_id", 1)]).limit(limit))
+        return [run for run in found if isinstance(run, Corrupt) or _has_errand(run, now)]
+
     def leased(self, worker: str, limit: int, after: str, *, attention: bool) -> list[RunDoc | Corrupt]:
         """Runs leased to the worker."""
         where: dict[str, Any] = {"lease.worker": worker, "_id": {"$gt": after}}
@@ -187,6 +193,10 @@ def _names(routes: Sequence[Route]) -> list[str]:
 def _is_due(run: RunDoc, now: int) -> bool:
     """Whether it still is: a run whose payload was replaced is read a second time."""
     return run.head.lease is None and run.head.due_at is not None and run.head.due_at <= now
+
+
+def _has_errand(run: RunDoc, now: int) -> bool:
+    return run.head.errand_at is not None and run.head.errand_at <= now
 
 
 def _is_leased(run: RunDoc, worker: str) -> bool:

@@ -154,6 +154,10 @@ class MongoStore:
         """The earliest `due_at` on the routes, past or future; None if there is none."""
         return await self._read(lambda reader: reader.next_due(routes))
 
+    async def errands(self, now: int, limit: int) -> list[RunDoc | Corrupt]:
+        """Runs with an errand that any worker may do by now, earliest first."""
+        return await self._read(lambda reader: reader.errands(now, limit))
+
     async def leased(self, worker: str, *, attention: bool, limit: int, after: str = "") -> list[RunDoc | Corrupt]:
         """Runs leased to the worker, in id order after `after`; with `attention` only those that have it."""
         return await self._read(lambda reader: reader.leased(worker, limit, after, attention=attention))

@@ -39,6 +39,7 @@ from streamline_trio.stores.mongo._changes import (
 )
 from streamline_trio.stores.mongo._client import DUPLICATE_KEY, TOO_LARGE, Server, Stored
 from streamline_trio.stores.mongo._indexes import PAYLOADS, ROWS, RUNS, SIDES
+from streamline_trio.stores.mongo._layout import QUARANTINED
 from streamline_trio.stores.mongo._waves import Waves
 
 _APPLIED = Applied()
@@ -354,7 +355,7 @@ def _order_of(write: Ready) -> Order:  # noqa: PLR0911 - one for each kind of wr
         case Delete(run_id, revision):
             return Order(RUNS, where={"_id": run_id, "revision": revision})
         case Quarantine(run_id):
-            taken = {name: f"quarantined.{name}" for name in ("due_at", "lease")}
+            taken = {name: f"quarantined.{name}" for name in QUARANTINED}
             return Order(RUNS, where={"_id": run_id}, update={"$rename": taken, "$unset": {"calling": ""}})
         case SidePut(side_id, None, document):
             return Order(SIDES, insert=document)

@@ -20,6 +20,7 @@ class Moving(NamedTuple):
     settled: bool
     version: str
     due_at: int | None
+    errand_at: int | None
     worker: str | None
     attention: bool
     paused: bool
@@ -47,6 +48,7 @@ def moving(run: RunDoc) -> Moving:
         settled=head.status in SETTLED,
         version=head.version,
         due_at=head.due_at if lease is None else None,
+        errand_at=head.errand_at,
         worker=_worker(head),
         attention=head.attention,
         paused=head.paused,
@@ -63,7 +65,7 @@ def has_moved(before: RunDoc, after: RunDoc) -> bool:
     return _told(old) != _told(new) or (old.lease is not new.lease and _worker(old) != _worker(new))
 
 
-_told = attrgetter("status", "version", "due_at", "attention", "paused", "dead_lettered")
+_told = attrgetter("status", "version", "due_at", "errand_at", "attention", "paused", "dead_lettered")
 
 
 def _worker(head: Head) -> str | None:

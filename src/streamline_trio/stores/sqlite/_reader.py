@@ -49,6 +49,9 @@ DUE = """
     SELECT due_at, id FROM runs INDEXED BY runs_due
     WHERE workflow = ? AND version = ? AND priority = ? AND due_at <= ? ORDER BY due_at, id LIMIT ?
 """
+ERRANDS = """
+    SELECT id FROM runs INDEXED BY runs_errands WHERE errand_at <= ? ORDER BY errand_at, id LIMIT ?
+"""
 EARLIEST = """
     SELECT due_at FROM runs INDEXED BY runs_due
     WHERE workflow = ? AND version = ? AND priority = ? AND due_at IS NOT NULL ORDER BY due_at LIMIT 1
@@ -158,6 +161,11 @@ def next_due(connection: sqlite3.Connection, routes: Iterable[Route]) -> int | N
         for route, priority in lanes
     )
     return min(times, default=None)
+
+
+def errands(connection: sqlite3.Connection, now: int, limit: int) -> list[RunDoc | Corrupt]:
+    """Runs with an errand that any worker may do by now."""
+    return _load_all(connection, _column(connection, ERRANDS, (now, limit)))
 
 
 def leased(

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from streamline_trio._core.errors import StoreUnavailable
 
-VERSION = 1
+VERSION = 2
 APPLICATION_ID = 0x5354524D
 
 _TABLES = (
@@ -33,6 +33,7 @@ _TABLES = (
         settled INTEGER NOT NULL,
         version TEXT NOT NULL,
         due_at INTEGER,
+        errand_at INTEGER,
         worker TEXT,
         attention INTEGER NOT NULL,
         paused INTEGER NOT NULL,
@@ -48,6 +49,7 @@ _TABLES = (
     )
     """,
     "CREATE INDEX runs_due ON runs (workflow, version, priority, due_at, id) WHERE due_at IS NOT NULL",
+    "CREATE INDEX runs_errands ON runs (errand_at, id) WHERE errand_at IS NOT NULL",
     "CREATE INDEX runs_leased ON runs (worker, attention, id) WHERE worker IS NOT NULL",
     "CREATE INDEX runs_created ON runs (created_at, id)",
     "CREATE INDEX runs_status ON runs (status, created_at, id)",
@@ -85,13 +87,22 @@ _TABLES = (
     "CREATE INDEX sides_due ON sides (kind, due_at) WHERE due_at IS NOT NULL",
 )
 
+_UPGRADES: dict[int, tuple[str, ...]] = {
+    1: (
+        "ALTER TABLE runs ADD COLUMN errand_at INTEGER",
+        "CREATE INDEX runs_errands ON runs (errand_at, id) WHERE errand_at IS NOT NULL",
+    ),
+}
+"""What makes the next version of a schema out of each, at a cost that does not grow with the runs."""
+
 _WAL_TRIES = 100
 
 
 def prepare_file(connection: sqlite3.Connection, path: str) -> None:
     """Make the file ours if it is new, else make sure that it is; safe in many processes at once.
 
-    A file that is ours is only read: whoever holds its write lock, perhaps for long, keeps nobody from opening it.
+    A file of this release is only read: whoever holds its write lock, perhaps for long, keeps nobody from opening
+    it.
     """
     # Another program's file must not even be switched to write-ahead logging.
     with _transaction(connection, "BEGIN"):
@@ -101,7 +112,20 @@ def prepare_file(connection: sqlite3.Connection, path: str) -> None:
         with _transaction(connection, "BEGIN IMMEDIATE"):
             if _is_new(connection, path):
                 _create_tables(connection)
-    _refuse_newer(connection, path)
+    if _refuse_newer(connection, path) < VERSION:
+        with _transaction(connection, "BEGIN IMMEDIATE"):
+            _upgrade(connection)
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Bring a file of an earlier release up to this one, if no other process was faster.
+
+    Processes of the earlier release that have it open go on: they name the columns they know.
+    """
+    for version in range(_number(connection, "PRAGMA user_version"), VERSION):
+        for statement in _UPGRADES[version]:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
 @contextmanager
@@ -135,7 +159,8 @@ def _foreign(path: str) -> StoreUnavailable:
     return StoreUnavailable(f"{path} is a database of another program", path=path)
 
 
-def _refuse_newer(connection: sqlite3.Connection, path: str) -> None:
+def _refuse_newer(connection: sqlite3.Connection, path: str) -> int:
+    """The version of the file's schema, which this release knows."""
     if _number(connection, "PRAGMA application_id") != APPLICATION_ID:
         raise _foreign(path)
     version = _number(connection, "PRAGMA user_version")
@@ -145,6 +170,7 @@ def _refuse_newer(connection: sqlite3.Connection, path: str) -> None:
             path=path,
             schema=version,
         )
+    return version
 
 
 def _use_wal(connection: sqlite3.Connection, path: str) -> None:

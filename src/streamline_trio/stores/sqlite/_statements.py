@@ -83,7 +83,9 @@ UPDATE_RUNS = Statement(
     ") AS new WHERE runs.no = new.column1",
     alone=f"UPDATE runs SET quarantined = 0, {_set((*_HEAD, *Moving._fields), _PARAMETER)} WHERE no = ?1",  # noqa: S608
 )
-QUARANTINE_RUNS = Statement("UPDATE runs SET quarantined = 1, due_at = NULL, worker = NULL WHERE no IN (", "?", ")")
+QUARANTINE_RUNS = Statement(
+    "UPDATE runs SET quarantined = 1, due_at = NULL, errand_at = NULL, worker = NULL WHERE no IN (", "?", ")"
+)
 DELETE_RUNS = Statement("DELETE FROM runs WHERE no IN (", "?", ")")
 
 PUT_PARTS = Statement(

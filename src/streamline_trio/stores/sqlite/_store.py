@@ -179,6 +179,10 @@ class SqliteStore:
         """The earliest `due_at` on the routes, past or future; None if there is none."""
         return await self._read(_reader.next_due, routes)
 
+    async def errands(self, now: int, limit: int) -> list[RunDoc | Corrupt]:
+        """Runs with an errand that any worker may do by now, earliest first."""
+        return await self._read(_reader.errands, now, limit)
+
     async def leased(self, worker: str, *, attention: bool, limit: int, after: str = "") -> list[RunDoc | Corrupt]:
         """Runs leased to the worker, in id order after `after`; with `attention` only those that have it."""
         return await self._read(_reader.leased, worker, limit, after, attention=attention)

@@ -1,0 +1,78 @@
+"""Children whose parents no longer want them, and those that are still needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from streamline_trio._core.documents import Parent, RunDoc
+from streamline_trio._core.errors import DataCorruption
+from streamline_trio._core.status import SETTLED
+from streamline_trio._core.store import Corrupt
+
+if TYPE_CHECKING:
+    from streamline_trio._runtime.services import Services
+
+
+async def orphans_among(services: Services, runs: Iterable[RunDoc | Corrupt]) -> dict[str, str]:
+    """Of the drafts, those whose parent no longer waits for them, each with the reason; one read at most.
+
+    A child may be stored long after it was asked for, by a worker that was taken for dead. Since its parent is read
+    after the child, and its parent's end cancels what is stored by then, none begins for nothing.
+    """
+    drafts = [(run, parent) for run in runs if isinstance(run, RunDoc) and (parent := _parent_of_draft(run))]
+    if not drafts:
+        return {}
+    parents = await _parents(services, [parent for _, parent in drafts])
+    reasons = {run.id: _reason(parent, parents.get(parent.run)) for run, parent in drafts if parent.run in parents}
+    return {run_id: reason for run_id, reason in reasons.items() if reason is not None}
+
+
+async def deletable(services: Services, runs: Sequence[RunDoc]) -> list[RunDoc]:
+    """Those of which nobody needs anything any more."""
+    done = [run for run in runs if run.head.errand_at is None]
+    parents = await _parents(services, [run.origin.parent for run in done if run.origin.parent is not None])
+    return [run for run in done if not _is_needed(run.origin.parent, parents)]
+
+
+def _is_needed(parent: Parent | None, parents: dict[str, RunDoc | None]) -> bool:
+    if parent is None:
+        return False
+    if parent.run not in parents:
+        return True  # it cannot be read
+    known = parents[parent.run]
+    return known is not None and known.head.status not in SETTLED
+
+
+def _parent_of_draft(run: RunDoc) -> Parent | None:
+    parent = run.origin.parent
+    return parent if run.head.status == "draft" and parent is not None and parent.group else None
+
+
+async def _parents(services: Services, asked: Iterable[Parent]) -> dict[str, RunDoc | None]:
+    """The parents by id, None for one that is gone; one that does not decode is not among them."""
+    ids = list(dict.fromkeys(parent.run for parent in asked))
+    if not ids:
+        return {}
+    found = dict(zip(ids, await services.read(lambda: services.store.load_many(ids)), strict=True))
+    for run_id in [run_id for run_id, run in found.items() if run is None]:
+        try:
+            found[run_id] = await services.read(lambda run_id=run_id: services.store.load(run_id))  # type: ignore[misc]  # a lambda with a default
+        except DataCorruption:
+            del found[run_id]
+    return found
+
+
+def _reason(asked: Parent, parent: RunDoc | None) -> str | None:
+    """Why the child is not wanted any more, if it is not."""
+    name = f"its parent, run {asked.run},"
+    if parent is None:
+        return f"{name} is gone"
+    if parent.head.status == "cancelled" or parent.head.cancel_requested:
+        return f"{name} is cancelled"
+    if asked.detached:
+        return None
+    record = parent.records.get(asked.key)
+    if record is None or record.group != asked.group or not record.is_open:
+        return f"{name} no longer waits for it"
+    return None
