@@ -9,6 +9,7 @@ import pytest
 import streamline_trio
 import streamline_trio.testing
 from streamline_trio import Engine, RunHandle, StepContext, open_engine
+from streamline_trio._core.compensation import CompensationSettings
 from streamline_trio._core.definition import WorkflowOptions
 from streamline_trio._core.options import StepSettings
 
@@ -60,6 +61,7 @@ def test_every_option_has_one_line(sections):
     of_engine = inspect.signature(open_engine).parameters.keys() - {"store", "workflows"}
     assert sorted(sections["Options of a workflow"]) == sorted({"input", "state", *WorkflowOptions.__annotations__})
     assert sorted(sections["Options of a step"]) == sorted({"id", *StepSettings.__annotations__})
+    assert sorted(sections["Options of a compensation"]) == sorted(CompensationSettings.__annotations__)
     assert sorted(sections["Options of an engine"]) == sorted(of_engine)
 
 

@@ -67,8 +67,8 @@ FAULTS = (
         before="""\
     if turn.cancel_requested:
         turn.settle_cancelled(turn.head.cancel_reason)
-    elif turn.is_overdue:""",
-        after="    if turn.is_overdue:",
+    elif turn.status == "compensating":""",
+        after='    if turn.status == "compensating":',
         tests=("tests/unit/test_decide_claiming.py::test_a_cancellation_beats_the_dead_letter",),
         seed=15,
     ),

@@ -261,4 +261,4 @@ def test_only_what_failed_can_be_retried(name):
     """Everything else is `InvalidState`, naming what would do."""
     with pytest.raises(InvalidState) as caught:
         STORIES[name]().does(Retried())
-    assert caught.value.allowed == ("failed",)
+    assert caught.value.allowed == ("failed", "compensation_failed")

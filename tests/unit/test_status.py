@@ -20,8 +20,8 @@ from tests.unit.story import Story
 
 RUN_MOVES = {
     "draft": "running failed cancelled",
-    "running": "waiting done failed cancelled",
-    "waiting": "running failed cancelled",
+    "running": "waiting done failed cancelled compensating",
+    "waiting": "running failed cancelled compensating",
     "done": "running",
     "failed": "running compensating",
     "cancelled": "",

@@ -24,6 +24,7 @@ from streamline_trio._core.options import (
     limit,
     payload_limit,
     resolved,
+    truth,
     whole,
 )
 from streamline_trio._core.outputs import check_outputs
@@ -64,6 +65,7 @@ class WorkflowOptions(TypedDict, total=False):
     timeout: Duration | None
     max_payload_bytes: int | None
     max_step_logs: int
+    compensate_on_cancel: bool
     tags: Iterable[str]
 
 
@@ -73,7 +75,8 @@ class Workflow(Generic[InputT, StateT]):
     `input` is any type msgspec can convert. `state` makes the first state of a run from its
     input; without it the state begins as a copy of the input. `timeout` (seconds) bounds a
     whole run, `max_payload_bytes` each output, checkpoint and result of `once`,
-    `max_step_logs` the kept log lines of a run. Everything invalid raises `DefinitionError`.
+    `max_step_logs` the kept log lines of a run. With `compensate_on_cancel` a cancelled run is
+    undone like a failed one. Everything invalid raises `DefinitionError`.
     """
 
     @overload
@@ -119,6 +122,7 @@ class Workflow(Generic[InputT, StateT]):
         timeout: Duration | None = None,
         max_payload_bytes: int | None = None,
         max_step_logs: int = 1000,
+        compensate_on_cancel: bool = False,
         tags: Iterable[str] = (),
     ) -> None:
         if not is_id(id):
@@ -128,6 +132,7 @@ class Workflow(Generic[InputT, StateT]):
         self.timeout: float | None = self._checked("timeout", timeout, limit)
         self.max_payload_bytes: int | None = self._checked("max_payload_bytes", max_payload_bytes, payload_limit)
         self.max_step_logs: int = self._checked("max_step_logs", max_step_logs, _step_logs)
+        self.compensate_on_cancel: bool = self._checked("compensate_on_cancel", compensate_on_cancel, truth)
         self.tags: tuple[str, ...] = self._checked("tags", tags, _tags)
         self.input_decoder: payload.Decoder = self._checked("input", input, payload.decoder)
         self.outputs_type = outputs
@@ -203,9 +208,10 @@ class Workflow(Generic[InputT, StateT]):
             self._plan = make_plan(
                 workflow=self.id,
                 version=self.version,
-                steps=tuple(step.plan for step in self._steps.values()),
+                steps=tuple(step.seal() for step in self._steps.values()),
                 timeout=self.timeout,
                 max_step_logs=self.max_step_logs,
+                compensate_on_cancel=self.compensate_on_cancel,
             )
         return self._plan
 
@@ -239,7 +245,9 @@ class Workflow(Generic[InputT, StateT]):
         self._check_outputs()
 
     def _annotated_states(self) -> dict[str, Any]:
-        told = ((step.id, step.state_type) for step in self._steps.values())
+        told = [(step.id, step.state_type) for step in self._steps.values()]
+        undo = ((step.id, step.compensation) for step in self._steps.values())
+        told += [(f"{id} (its compensation)", how.state_type) for id, how in undo if how is not None]
         return {step_id: type_ for step_id, type_ in told if type_ is not UNSET}
 
     def _check_outputs(self) -> None:

@@ -283,7 +283,8 @@ class Head(Doc, frozen=True, kw_only=True):
     committed something that the holder has not seen; `ready_at` is since when a run that needs a worker has one
     to wait for; `retried` that it was taken up again and has not settled since. `commits` are the ids of the last
     commits, newest last. `errand_at` is when the first of the outbox falls to any worker, `errands` numbers them.
-    `undo` are the steps that are still to be compensated, the one that is being compensated first.
+    `undo` are the steps that are still to be compensated, the one that is being compensated first; what a
+    cancellation left undone stays there.
     """
 
     version: str

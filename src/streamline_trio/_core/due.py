@@ -15,7 +15,7 @@ def due_at(head: Head, step: StepDoc | None, records: Iterable[Record]) -> int |
     """The instant at which an unleased run wants a worker, or None if only the outside can move it.
 
     None while leased (the holder looks after it) and once settled. While paused only the run's own deadline
-    counts. `step` is the current step, `records` are its suspensions.
+    counts. `step` is the current step, of a compensating run the one to undo; `records` are its suspensions.
     """
     if head.lease is not None or head.status not in ACTIVE:
         return None
@@ -36,9 +36,17 @@ def _wanted_at(head: Head, step: StepDoc | None, records: Iterable[Record]) -> i
         return NOW if head.start_at is None else head.start_at
     if head.status == "running":
         return NOW
+    if head.status == "compensating":
+        return _undo_at(step)
     if step is not None and step.status == "pending":
         return step.retry_at
     return min((r.due_at for r in records if r.outcome is None and r.due_at is not None), default=None)
+
+
+def _undo_at(step: StepDoc | None) -> int:
+    """When the next compensation is to begin: at once, unless it failed before."""
+    compensation = None if step is None else step.compensation
+    return NOW if compensation is None or compensation.retry_at is None else compensation.retry_at
 
 
 def _earliest(one: int | None, other: int | None) -> int | None:

@@ -2,8 +2,8 @@
 
 `name` is what listeners match (`step.*`). Each event carries the run it is about, the revision of the commit
 that made it true and the instant of that commit; events of one run arrive in
-the order of their revisions. `engine.error` and `scheduler.circuit_open` have no commit behind them, and the latter
-no run either.
+the order of their revisions. `engine.error` (but for compensations) and `scheduler.circuit_open` have no commit
+behind them, and the latter no run either.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ class WorkflowCompleted(Event, frozen=True, kw_only=True):
 
 
 class WorkflowFailed(Event, frozen=True, kw_only=True):
-    """The run has failed."""
+    """The run has failed. `compensating`: it has not settled, what it did is undone first."""
 
     name: ClassVar[str] = "workflow.failed"
     code: str = ""
     message: str = ""
     step: str | None = None
+    compensating: bool = False
 
 
 class WorkflowWaiting(Event, frozen=True, kw_only=True):
@@ -81,10 +82,31 @@ class WorkflowUnpaused(Event, frozen=True, kw_only=True):
 
 
 class WorkflowCancelled(Event, frozen=True, kw_only=True):
-    """The run is cancelled."""
+    """The run is cancelled. `compensating`: it has not settled, what it did is undone first."""
 
     name: ClassVar[str] = "workflow.cancelled"
     reason: str | None = None
+    compensating: bool = False
+
+
+class WorkflowCompensating(Event, frozen=True, kw_only=True):
+    """The undoing of these steps begins, in this order."""
+
+    name: ClassVar[str] = "workflow.compensating"
+    steps: tuple[str, ...] = ()
+
+
+class WorkflowCompensated(Event, frozen=True, kw_only=True):
+    """Everything that was to be undone is undone; the run has settled."""
+
+    name: ClassVar[str] = "workflow.compensated"
+
+
+class WorkflowCompensationFailed(Event, frozen=True, kw_only=True):
+    """The run has settled, and these steps could not be undone."""
+
+    name: ClassVar[str] = "workflow.compensation_failed"
+    steps: tuple[str, ...] = ()
 
 
 class WorkflowRecovered(Event, frozen=True, kw_only=True):
@@ -182,6 +204,14 @@ class StepSkipped(Event, frozen=True, kw_only=True):
     name: ClassVar[str] = "step.skipped"
     step: str = ""
     goto: str | None = None
+
+
+class StepCompensated(Event, frozen=True, kw_only=True):
+    """The step is undone, by this attempt at it."""
+
+    name: ClassVar[str] = "step.compensated"
+    step: str = ""
+    attempt: int = 0
 
 
 class StepStream(Event, frozen=True, kw_only=True):

@@ -174,9 +174,30 @@ class HandedBack(Held, frozen=True, kw_only=True, gc=False):
 class CancelUnwound(Held, frozen=True, kw_only=True, gc=False):
     """The handler of a run that shall be cancelled has unwound."""
 
+    release: bool = False
+
 
 class DeadlinePassed(Held, frozen=True, kw_only=True, gc=False):
     """The run's own deadline has passed and its handler has unwound."""
+
+    release: bool = False
+
+
+class Undone(Held, frozen=True, kw_only=True, gc=False):
+    """The step's compensation returned."""
+
+    step: str
+    release: bool = False
+
+
+class UndoFailed(Held, frozen=True, kw_only=True, gc=False):
+    """The step's compensation failed; `roll` as of a failed attempt."""
+
+    step: str
+    error: ErrorDoc
+    retriable: bool
+    roll: float = 0.5
+    release: bool = False
 
 
 # --- from outside ------------------------------------------------------------------------------------------
@@ -223,10 +244,15 @@ class SignalArrived(Happening, frozen=True, kw_only=True, gc=False):
 
 
 class CancelAsked(Happening, frozen=True, kw_only=True, gc=False):
-    """Somebody wants the run cancelled."""
+    """Somebody wants the run cancelled.
+
+    `stops_undoing`: also if it is compensating, which leaves the rest undone. Only a person can want that: what
+    the engine does by itself, and perhaps twice, must not cut short the undoing that it has brought about.
+    """
 
     reason: str | None = None
     lease_dead: bool = False
+    stops_undoing: bool = False
 
 
 class PauseAsked(Happening, frozen=True, kw_only=True, gc=False):

@@ -143,6 +143,11 @@ def checked(options: Given, *, workflow: str, step: str | None = None) -> dict[s
     return final
 
 
+def checked_option(name: str, value: object) -> Any:
+    """One option of this name in its final form; `ValidationError` or `TypeError` says what is wrong with it."""
+    return _CHECKS[name](value)
+
+
 _NOT_RESOLVED = ("id", "returns")
 
 
@@ -164,6 +169,13 @@ def whole(value: object, *, least: int, most: int | None = None) -> int:
         raise ValidationError(f"must be a whole number {bounds}, not {value!r}")
     if most is not None and value > most:
         raise ValidationError(f"must be a whole number {bounds}, not {value!r}")
+    return value
+
+
+def truth(value: object) -> bool:
+    """The value when it is True or False, else a `ValidationError`."""
+    if not isinstance(value, bool):
+        raise ValidationError(f"must be True or False, not {value!r}")
     return value
 
 

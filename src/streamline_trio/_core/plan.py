@@ -54,6 +54,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=T
     def _positions(self) -> dict[str, int]:
         return {step.id: position for position, step in enumerate(self.steps)}
 
+    @cached_property
+    def compensations(self) -> dict[str, CompensationPlan]:
+        """How steps are undone, by id, for those that can be."""
+        return {step.id: step.compensation for step in self.steps if step.compensation is not None}
+
     @property
     def first(self) -> str:
         """The id of the step that runs first."""

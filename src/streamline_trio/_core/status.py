@@ -6,7 +6,9 @@ a finished step and begins it again), and each hop must be legal. The diagrams i
 generated from the same tables.
 
 A run that is `running` without a lease is ready: it was answered, handed back or unpaused, and waits only for
-a worker. A run that is `waiting` is parked: on a timer, a person, a signal or a retry.
+a worker. A run that is `waiting` is parked: on a timer, a person, a signal or a retry. A run that is `compensating`
+undoes its steps: it has failed, in the same write, or it was cancelled and is to be undone. It has come to rest
+only after that.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ STEP_STATUSES: tuple[StepStatus, ...] = get_args(StepStatus)
 
 RUN_TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
     "draft": frozenset({"running", "failed", "cancelled"}),
-    "running": frozenset({"waiting", "done", "failed", "cancelled"}),
-    "waiting": frozenset({"running", "failed", "cancelled"}),
+    "running": frozenset({"waiting", "done", "failed", "cancelled", "compensating"}),
+    "waiting": frozenset({"running", "failed", "cancelled", "compensating"}),
     "done": frozenset({"running"}),
     "failed": frozenset({"running", "compensating"}),
     "cancelled": frozenset(),

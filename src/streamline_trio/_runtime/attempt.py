@@ -22,6 +22,8 @@ from streamline_trio._core.happenings import (
     Happening,
     Skipped,
     Suspended,
+    UndoFailed,
+    Undone,
     WentTo,
 )
 from streamline_trio._core.step import Step
@@ -45,10 +47,12 @@ class Attempt:
 
     __slots__ = ("_ctx", "_driver", "_limit", "_step", "_suspender")
 
+    _ending: type[Finished | Undone] = Finished
+
     def __init__(self, driver: Driver, step: Step[Any], scope: trio.CancelScope) -> None:
         self._driver = driver
         self._step = step
-        self._suspender = Suspender(step.id, scope)
+        self._suspender: Suspender = Suspender(step.id, scope)
         self._ctx: StepContext[Any, Any, Any] = StepContext(driver, step, self._suspender)
         self._limit: trio.CancelScope | None = None
 
@@ -67,8 +71,12 @@ class Attempt:
 
     def enter(self) -> Awaitable[Happening]:
         """Call the handler; what happened. `trio.Cancelled` passes if the scope was cancelled."""
-        timeout = self._step.options.timeout
+        timeout = self._timeout
         return self._guarded() if timeout is None else self._limited(timeout)
+
+    @property
+    def _timeout(self) -> float | None:
+        return self._step.options.timeout
 
     def end(self) -> None:
         """The handler has come to its end: its context is void."""
@@ -80,11 +88,11 @@ class Attempt:
         happening: Happening | None = None
         with self._limit:
             happening = await self._guarded()
-        if happening is None or (isinstance(happening, Finished) and self._limit.cancel_called):
+        if happening is None or (isinstance(happening, self._ending) and self._limit.cancel_called):
             return self._timed_out()
         return happening
 
-    def _timed_out(self) -> AttemptFailed:
+    def _timed_out(self) -> AttemptFailed | UndoFailed:
         step = self._step
         error = StepTimeout(f"step {step.id} exceeded its timeout of {step.options.timeout:g} s", step=step.id)
         return self.failed(error)
@@ -92,18 +100,21 @@ class Attempt:
     async def _guarded(self) -> Happening:
         """The handler's result or failure."""
         try:
-            if self._step.has_predicates and await self._is_skipped():
-                return Skipped(**self._held, release=self._driver.leaving)
-            self._suspender.entered()
-            handler = self._step.handler
-            result = await (handler(self._ctx) if self._step.is_async else self._in_thread(handler))
-            return self._finished(result)
+            return await self._call()
         except (KeyboardInterrupt, SystemExit, GeneratorExit, trio.Cancelled, BaseExceptionGroup) as error:
             if isinstance(error, ExceptionGroup):
                 return self.failed(error)  # pyright: ignore[reportUnknownArgumentType] - a group of any errors
             raise
         except BaseException as error:  # noqa: BLE001 - whatever else a handler raises is its failure
             return self.failed(error)
+
+    async def _call(self) -> Happening:
+        if self._step.has_predicates and await self._is_skipped():
+            return Skipped(**self._held, release=self._driver.leaving)
+        self._suspender.entered()
+        handler = self._step.handler
+        result = await (handler(self._ctx) if self._step.is_async else self._in_thread(handler))
+        return self._finished(result)
 
     def settle(self, happening: Happening | None) -> Happening | None:
         """What may be written, given why the handler was stopped, if it was; None if nothing may.
@@ -115,7 +126,7 @@ class Attempt:
             return None
         if happening is None:
             return self._unwound(reason)
-        if reason == "leave" and isinstance(happening, AttemptFailed):
+        if reason == "leave" and isinstance(happening, AttemptFailed | UndoFailed):
             return HandedBack(worker=self._driver.writer.worker, fence=self._driver.writer.fence)
         return happening
 
@@ -123,12 +134,12 @@ class Attempt:
         """Who cancelled the scope: those who abort come first, then the step's timeout, then the handler itself."""
         held: dict[str, Any] = {"worker": self._driver.writer.worker, "fence": self._driver.writer.fence}
         if reason == "cancel":
-            return CancelUnwound(**held)
+            return CancelUnwound(release=self._driver.leaving, **held)
         if reason == "leave":
             return HandedBack(**held)
         if self._limit is not None and self._limit.cancel_called:
             return self._timed_out()
-        return self._suspended() or DeadlinePassed(**held)
+        return self._suspended() or DeadlinePassed(release=self._driver.leaving, **held)
 
     async def _is_skipped(self) -> bool:
         """Ask the predicates, in the begun step; not again once it has suspended, or a part of it is done."""
@@ -180,7 +191,7 @@ class Attempt:
             **self._held,
         )
 
-    def failed(self, error: BaseException) -> AttemptFailed:
+    def failed(self, error: BaseException) -> AttemptFailed | UndoFailed:
         """The attempt failed with this error."""
         return AttemptFailed(
             error=describe_error(error, self._step.id),

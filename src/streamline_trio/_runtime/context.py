@@ -64,9 +64,10 @@ class StepContext(Composition, Joins, Generic[InputT, StateT, OutputsT]):
     def attempt(self) -> int:
         """Calls of this handler since the last reset by goto, rewind or retry, this one included.
 
-        Crashed calls count; re-entries after a wait and calls handed back by a drain do not.
+        Crashed calls count; re-entries after a wait and calls handed back by a drain do not. In a compensation:
+        calls of that.
         """
-        return self._driver.run.step(self._step.id).attempts
+        return self._driver.attempt_of(self._step.id)
 
     @property
     def tenant(self) -> str | None:

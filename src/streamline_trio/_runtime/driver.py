@@ -21,6 +21,7 @@ from streamline_trio._core.happenings import (
     DeadlinePassed,
     HandedBack,
     Happening,
+    UndoFailed,
 )
 from streamline_trio._core.step import Step
 from streamline_trio._core.store import AppendRows, RowKind, Touched
@@ -29,6 +30,7 @@ from streamline_trio._runtime.handler_scope import HandlerScope
 from streamline_trio._runtime.outputs import Found
 from streamline_trio._runtime.services import Services
 from streamline_trio._runtime.threads import HandlerThreads
+from streamline_trio._runtime.undoing import Undoing
 from streamline_trio._runtime.writer import HolderGone, RunWriter
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class Driver:
     __slots__ = (
         "_done",
         "_entered",
+        "_must_leave",
         "_once_locks",
         "_over",
         "_rows",
@@ -98,6 +101,7 @@ class Driver:
         self.threads: HandlerThreads = threads
         self._over = over
         self._entered: Attempt | None = None
+        self._must_leave = False
         self._scope = HandlerScope()
         self.abort_reason: AbortReason | None = None
         self.leaving: bool = False
@@ -132,6 +136,7 @@ class Driver:
                 if happening is None:
                     break
                 await self._commit_step(happening)
+                self._forget_cancel()
         except (LeaseLost, HolderGone):
             pass
         except StoreUnavailable as error:
@@ -159,22 +164,20 @@ class Driver:
         """Why no step is to be entered now, if there is a reason."""
         head, writer = self.run.head, self.writer
         if head.cancel_requested:
-            return CancelUnwound(worker=writer.worker, fence=writer.fence)
+            return CancelUnwound(worker=writer.worker, fence=writer.fence, release=self.leaving)
         if head.deadline is not None and head.deadline <= self.now():
-            return DeadlinePassed(worker=writer.worker, fence=writer.fence)
+            return DeadlinePassed(worker=writer.worker, fence=writer.fence, release=self.leaving)
         if self.leaving and self.abort_reason == "leave":
             return HandedBack(worker=writer.worker, fence=writer.fence)
         return None
 
     async def _enter(self) -> Happening | None:
-        """Enter the current step in a cancel scope; what is to be committed, None if nothing may be.
+        """Enter the current handler in a cancel scope; what is to be committed, None if nothing may be.
 
         The scope is for every reason to stop the handler; who cancelled it is remembered beside it.
         """
-        step_id = self.run.head.current_step
-        assert step_id is not None
-        scope = self._scope.open(self._deadline())
-        attempt = self._entered = Attempt(self, self.workflow.steps[step_id], scope)
+        step_id = self._stands_at
+        attempt = self._entered = self._attempt(self.workflow.steps[step_id], self._scope.open(self._deadline()))
         happening: Happening | None = None
         try:
             with self._scope:
@@ -190,6 +193,30 @@ class Driver:
             attempt.end()
         return attempt.settle(happening)
 
+    def _attempt(self, step: Step[Any], scope: trio.CancelScope) -> Attempt:
+        if not self.is_undoing:
+            return Attempt(self, step, scope)
+        assert step.compensation is not None
+        return Undoing(self, step, step.compensation, scope)
+
+    @property
+    def is_undoing(self) -> bool:
+        """Whether the handlers that are entered now are compensations."""
+        return self.run.head.status == "compensating"
+
+    @property
+    def _stands_at(self) -> str:
+        """The step whose handler or compensation is to be entered."""
+        head = self.run.head
+        return head.undo[0] if self.is_undoing else head.current_step or ""
+
+    def attempt_of(self, step_id: str) -> int:
+        """Calls of the step's handler so far, or of its compensation."""
+        step = self.run.step(step_id)
+        if not self.is_undoing:
+            return step.attempts
+        return 0 if step.compensation is None else step.compensation.attempts
+
     def _deadline(self) -> float:
         """When the run's own timeout is up, on trio's clock."""
         deadline = self.run.head.deadline
@@ -202,12 +229,27 @@ class Driver:
         self._pack_rows()
         try:
             await self.writer.commit(happening)
+            if isinstance(happening, UndoFailed):
+                self._log_failure(happening)
         except (LeaseLost, StoreUnavailable):
             raise
         except StreamlineError as error:
             if isinstance(happening, HandedBack | CancelUnwound | DeadlinePassed):
                 raise
-            await self.writer.commit(self._as_failure(error))
+            await self.writer.commit(self._as_failure(error, release=self.leaving))
+
+    def _log_failure(self, happening: UndoFailed) -> None:
+        compensation = self.run.step(happening.step).compensation
+        if compensation is not None and compensation.status == "failed":
+            error = happening.error
+            self.services.logger.error(
+                "run %s: step %s could not be undone: %s", self.run.origin.id, happening.step, error.message
+            )
+
+    def _forget_cancel(self) -> None:
+        """A cancellation has taken effect, and what was done is to be undone here: that is not to be stopped."""
+        if self.abort_reason == "cancel" and not self.run.head.cancel_requested:
+            self.abort_reason = "leave" if self._must_leave else None
 
     async def _give_up(self, error: Exception) -> None:
         """A fault of ours: the run fails, rather than to stay leased to a worker that does not drive it."""
@@ -216,20 +258,21 @@ class Driver:
         try:
             # What was in flight may have moved the run on: then the failure is one of the step it stands at now.
             with suppress(InvalidState):
-                await self.writer.commit(self._as_failure(plain))
+                await self.writer.commit(self._as_failure(plain, release=True))
             if self.writer.is_held:
-                await self.writer.commit(self._as_failure(plain))
+                await self.writer.commit(self._as_failure(plain, release=True))
         except (StreamlineError, HolderGone) as again:
             self.services.report("a run was given up", again, self.run)
 
-    def _as_failure(self, error: StreamlineError) -> AttemptFailed:
-        step = self.run.head.current_step or ""
-        return AttemptFailed(
+    def _as_failure(self, error: StreamlineError, *, release: bool) -> AttemptFailed | UndoFailed:
+        step = self._stands_at
+        return (UndoFailed if self.is_undoing else AttemptFailed)(
             worker=self.writer.worker,
             fence=self.writer.fence,
             step=step,
             error=describe_error(error, step),
             retriable=False,
+            release=release,
         )
 
     def _noticed(self, run: RunDoc, touched: Touched | None) -> None:
@@ -246,6 +289,8 @@ class Driver:
         """Stop the handler; what is written afterwards depends on the reason. Losing the lease beats all."""
         if self.abort_reason is None or reason == "lost":
             self.abort_reason = reason
+        if reason == "leave":
+            self._must_leave = True
         if reason == "lost":
             self.writer.lost = True
         if self._entered is not None:
@@ -297,7 +342,7 @@ class Driver:
 
     def log(self, step: str, message: object, data: Mapping[str, Any]) -> None:
         """Buffer a log line; it goes out with the next commit, or soon."""
-        attempt = self.run.step(step).attempts
+        attempt = self.attempt_of(step)
         self.services.logger.info("%s/%s: %s", self.run.origin.id, step, message)
         text = storable_text(message, _MAX_TOLD)
         entry = LogEntry(at=self.now(), step=step, attempt=attempt, message=text, data=dict(data))
@@ -306,11 +351,10 @@ class Driver:
 
     def progress(self, step: str, percent: object, message: object, data: Mapping[str, Any]) -> None:
         """Publish progress; keep the last word."""
-        doc = self.run.step(step)
         entry = ProgressEntry(
             at=self.now(),
             step=step,
-            attempt=doc.attempts,
+            attempt=self.attempt_of(step),
             percent=float(percent) if isinstance(percent, int | float) else None,
             message=None if message is None else storable_text(message, _MAX_TOLD),
             data=dict(data),
@@ -346,7 +390,7 @@ class Driver:
             revision=self.run.head.revision,
             at_millis=self.now(),
             step=step,
-            attempt=self.run.step(step).attempts,
+            attempt=self.attempt_of(step),
             seq=seq,
             frame=frame,
         )

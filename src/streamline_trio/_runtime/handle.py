@@ -95,23 +95,26 @@ class RunHandle:
         return await self._machinery.view(await self._machinery.load(self.id))
 
     async def wait(self, timeout: float | timedelta | None = None) -> Run:
-        """The run, once it has settled. Raises `TimeoutError` after `timeout` seconds. A cancel point."""
+        """The run, once it has settled, which is after its compensation.
+
+        Raises `TimeoutError` after `timeout` seconds. A cancel point.
+        """
         return await self._machinery.view(await self._settled(timeout))
 
     async def result(self, timeout: float | timedelta | None = None) -> Any:
         """The output of the last step that ran, once the run is done.
 
-        Raises `RunFailed` or `RunCancelled`, which carry the run, or `TimeoutError`. A cancel point.
+        Raises `RunFailed` or `RunCancelled`, which carry the run, or `TimeoutError`; also after what it did was
+        undone. A cancel point.
         """
         settled = await self._settled(timeout)
         if settled.head.status == "done":
             return self._machinery.output(settled)
         run = await self._machinery.view(settled)
-        if run.status == "cancelled":
+        if run.error is None or run.status == "cancelled":
             reason = f": {run.cancel_reason}" if run.cancel_reason else ""
             raise RunCancelled(f"run {self.id} was cancelled{reason}", run=run)
-        message = run.error.message if run.error else run.status
-        raise RunFailed(f"run {self.id} of {run.workflow} failed: {message}", run=run)
+        raise RunFailed(f"run {self.id} of {run.workflow} failed: {run.error.message}", run=run)
 
     @overload
     async def output(self, step: Step[T]) -> T: ...
@@ -181,7 +184,7 @@ class RunHandle:
             async for event in events:
                 if isinstance(event, StepStream):
                     yield event.frame
-                elif event.name in _SETTLING:
+                elif event.name in _SETTLING and not getattr(event, "compensating", False):
                     return
 
     # --- verbs ---------------------------------------------------------------------------------------------
@@ -204,10 +207,11 @@ class RunHandle:
         """Cancel the run; durable when it returns. No-op on a settled run.
 
         A run that no living worker holds is settled at once; a running handler is cancelled and the run settles
-        when it has unwound.
+        when it has unwound. With `compensate_on_cancel` what it did is undone first. A run that is compensating
+        already settles as cancelled, and what is not undone by then stays so.
         """
         check_reason(reason, "the reason of a cancellation")
-        await self._act(CancelAsked(reason=reason))
+        await self._act(CancelAsked(reason=reason, stops_undoing=True))
 
     async def pause(self, reason: str | None = None) -> None:
         """Let nothing more begin and no wait time out; a handler that runs ends its step.
@@ -228,7 +232,8 @@ class RunHandle:
     async def retry(self) -> None:
         """Give a failed or dead-lettered run fresh attempts at what failed; repeated, a no-op.
 
-        `InvalidState` for any other run.
+        Of a `compensation_failed` run only what could not be undone is tried again. `InvalidState` for any other
+        run.
         """
         await self._act(Retried())
 
@@ -271,7 +276,15 @@ class RunHandle:
         return None if workflow is None else workflow.steps.get(step_id)
 
 
-_SETTLING = frozenset({"workflow.completed", "workflow.failed", "workflow.cancelled"})
+_SETTLING = frozenset(
+    {
+        "workflow.completed",
+        "workflow.failed",
+        "workflow.cancelled",
+        "workflow.compensated",
+        "workflow.compensation_failed",
+    }
+)
 
 
 def _encoded(value: Any, run_id: str) -> bytes:

@@ -10,11 +10,21 @@ import whenever
 
 from streamline_trio._core import payload
 from streamline_trio._core.definition import Workflow
-from streamline_trio._core.documents import ErrorDoc, Lease, Parent, Record, RunDoc, StepDoc
+from streamline_trio._core.documents import (
+    CompensationDoc,
+    CompensationStatus,
+    ErrorDoc,
+    Lease,
+    Parent,
+    Record,
+    RunDoc,
+    StepDoc,
+)
 from streamline_trio._core.due import due_since
 from streamline_trio._core.durations import instant_of
 from streamline_trio._core.joins import bits_of
 from streamline_trio._core.plan import Plan
+from streamline_trio._core.rollback import in_undo_order
 from streamline_trio._core.status import RunStatus, StepStatus
 
 
@@ -59,6 +69,23 @@ class ScheduledStart(msgspec.Struct, frozen=True, kw_only=True):
     fold: bool = False
 
 
+class CompensationState(msgspec.Struct, frozen=True, kw_only=True):
+    """How the undoing of a step stands; `attempts` counts calls of the compensation, crashed ones included."""
+
+    status: CompensationStatus
+    attempts: int = 0
+    error: RunError | None = None
+    started_at: whenever.Instant | None = None
+    ended_at: whenever.Instant | None = None
+    retry_at: whenever.Instant | None = None
+
+
+class RunCompensation(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a run is undone, and what is to be, in that order; `pending` in a settled run: it was cancelled."""
+
+    steps: dict[str, CompensationStatus]
+
+
 class StepState(msgspec.Struct, frozen=True, kw_only=True):
     """A step of a run. `duration` is in seconds; `wait` is the first open wait."""
 
@@ -75,7 +102,7 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True):
     checkpoints: dict[str, Any] = {}
     history: tuple[Any, ...] = ()
     pinned: int | None = None
-    compensation: Any = None
+    compensation: CompensationState | None = None
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +138,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     recoveries: int
     cancel_requested: bool
     cancel_reason: str | None
-    compensation: Any = None
+    compensation: RunCompensation | None = None
 
 
 _plain = payload.decoder(Any)
@@ -154,6 +181,7 @@ def snapshot(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None
         recoveries=head.recoveries,
         cancel_requested=head.cancel_requested,
         cancel_reason=head.cancel_reason,
+        compensation=_undone(run),
     )
 
 
@@ -203,7 +231,36 @@ def _step(step_id: str, run: RunDoc, workflow: Workflow[Any, Any] | None, checkp
         wait=_wait(run) if step_id == run.head.current_step else None,
         retry_at=_instant(doc.retry_at),
         checkpoints=checkpoints,
+        compensation=_compensation(step_id, run),
     )
+
+
+def _compensation_of(step_id: str, run: RunDoc) -> CompensationDoc | None:
+    """The step's compensation; one that is still to begin is pending."""
+    begun = run.step(step_id).compensation
+    return CompensationDoc() if begun is None and step_id in run.head.undo else begun
+
+
+def _compensation(step_id: str, run: RunDoc) -> CompensationState | None:
+    doc = _compensation_of(step_id, run)
+    if doc is None:
+        return None
+    return CompensationState(
+        status=doc.status,
+        attempts=doc.attempts,
+        error=_error(doc.error),
+        started_at=_instant(doc.started_at),
+        ended_at=_instant(doc.ended_at),
+        retry_at=_instant(doc.retry_at),
+    )
+
+
+def _undone(run: RunDoc) -> RunCompensation | None:
+    found = {step_id: _compensation_of(step_id, run) for step_id in run.steps}
+    known = {step_id: doc.status for step_id, doc in found.items() if doc is not None}
+    if not known:
+        return None
+    return RunCompensation(steps={step_id: known[step_id] for step_id in in_undo_order(run.steps, known)})
 
 
 def _checkpoints(run: RunDoc) -> dict[str, dict[str, Any]]:

@@ -7,8 +7,9 @@ from typing import Literal
 import msgspec
 import whenever
 
-from streamline_trio._core.documents import RunDoc, StepDoc
+from streamline_trio._core.documents import CompensationDoc, RunDoc, StepDoc, Try
 from streamline_trio._core.durations import instant_of
+from streamline_trio._core.rollback import in_undo_order
 from streamline_trio._core.status import SETTLED
 
 EntryKind = Literal[
@@ -22,6 +23,9 @@ EntryKind = Literal[
     "retrying",
     "done",
     "skipped",
+    "compensating",
+    "compensated",
+    "compensation_failed",
     "settled",
 ]
 
@@ -46,6 +50,9 @@ def timeline(run: RunDoc) -> list[TimelineEntry]:
         entries.append(_entry(head.started_at, "started"))
     for step_id, step in run.steps.items():
         entries.extend(_of_step(step_id, step))
+    undone = (step_id for step_id, step in run.steps.items() if step.compensation is not None)
+    for step_id in in_undo_order(run.steps, undone):
+        entries.extend(_of_compensation(step_id, run.steps[step_id].compensation))
     for record in run.records.values():
         if record.is_open:
             what = record.signal or record.name or record.reason or record.kind
@@ -56,18 +63,7 @@ def timeline(run: RunDoc) -> list[TimelineEntry]:
 
 
 def _of_step(step_id: str, step: StepDoc) -> list[TimelineEntry]:
-    entries = [
-        _entry(
-            tried.started_at,
-            tried.outcome,
-            ended_at=tried.ended_at,
-            step=step_id,
-            attempt=tried.attempt,
-            worker=tried.worker,
-            detail=tried.message,
-        )
-        for tried in step.tries
-    ]
+    entries = [_of_try(step_id, tried) for tried in step.tries]
     entries += [
         _entry(
             wait.opened_at,
@@ -93,6 +89,56 @@ def _of_step(step_id: str, step: StepDoc) -> list[TimelineEntry]:
     if step.retry_at is not None:
         entries.append(_entry(step.retry_at, "retrying", step=step_id, attempt=step.attempts + 1))
     return entries
+
+
+def _of_try(step_id: str, tried: Try, detail: str = "") -> TimelineEntry:
+    return _entry(
+        tried.started_at,
+        tried.outcome,
+        ended_at=tried.ended_at,
+        step=step_id,
+        attempt=tried.attempt,
+        worker=tried.worker,
+        detail=detail + tried.message,
+    )
+
+
+def _of_compensation(step_id: str, compensation: CompensationDoc | None) -> list[TimelineEntry]:
+    if compensation is None:
+        return []
+    entries = [_of_try(step_id, tried, "compensation: ") for tried in compensation.tries]
+    if compensation.retry_at is not None:
+        entries.append(
+            _entry(
+                compensation.retry_at,
+                "retrying",
+                step=step_id,
+                attempt=compensation.attempts + 1,
+                detail="compensation",
+            )
+        )
+    kind = _UNDOING.get(compensation.status)
+    if kind is not None:
+        at = compensation.ended_at if compensation.started_at is None else compensation.started_at
+        entries.append(
+            _entry(
+                at or 0,
+                kind,
+                ended_at=compensation.ended_at,
+                step=step_id,
+                attempt=compensation.attempts,
+                worker=compensation.worker,
+                detail="" if compensation.error is None else compensation.error.message,
+            )
+        )
+    return entries
+
+
+_UNDOING: dict[str, EntryKind] = {
+    "running": "compensating",
+    "done": "compensated",
+    "failed": "compensation_failed",
+}
 
 
 def _entry(

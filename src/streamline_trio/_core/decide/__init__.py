@@ -15,6 +15,7 @@ from streamline_trio._core import happenings as h
 from streamline_trio._core.decide import (
     answering,
     claiming,
+    compensating,
     composing,
     joining,
     noting,
@@ -36,6 +37,8 @@ _RULES: dict[type[h.Happening], Callable[[Turn, Any], bool | None]] = {
     h.HandedBack: stepping.handed_back,
     h.CancelUnwound: stepping.cancel_unwound,
     h.DeadlinePassed: stepping.deadline_passed,
+    h.Undone: compensating.undone,
+    h.UndoFailed: compensating.undo_failed,
     h.Suspended: suspending.suspended,
     h.WaitOpened: suspending.wait_opened,
     h.WaitsOpened: composing.waits_opened,
@@ -71,6 +74,8 @@ def decide(run: RunDoc, happening: h.Happening, plan: Plan, now: int, commit: in
     rule = _RULES[type(happening)]
     if rule(turn, happening) is False:
         return Decision(run)
+    if turn.goes_on_undoing:
+        compensating.go_on(turn, happening)
     if run.head.attention and turn.lease is not None and isinstance(happening, h.Held):
         turn.change(attention=False)
     return turn.build(commit)

@@ -6,6 +6,7 @@ was cancelled, overran its deadline or crashed too often. No handler sees an out
 
 from __future__ import annotations
 
+from streamline_trio._core.decide import compensating
 from streamline_trio._core.decide.stepping import overdue
 from streamline_trio._core.decide.suspending import fire
 from streamline_trio._core.decide.turn import Turn
@@ -22,6 +23,7 @@ from streamline_trio._core.happenings import Claimed
 from streamline_trio._core.status import ACTIVE
 
 DEAD_LETTERED = "dead_lettered"
+_CLAIMABLE = ("draft", "running", "waiting", "compensating")
 
 
 def claimed(turn: Turn, happening: Claimed) -> None:
@@ -31,10 +33,12 @@ def claimed(turn: Turn, happening: Claimed) -> None:
     turn.lease = None
     if lost is not None:
         _recover(turn, lost, happening)
-        if turn.status not in ACTIVE:
+        if turn.status not in ACTIVE or turn.goes_on_undoing:
             return
     if turn.cancel_requested:
         turn.settle_cancelled(turn.head.cancel_reason)
+    elif turn.status == "compensating":
+        turn.goes_on_undoing = True
     elif turn.is_overdue:
         turn.settle_failed(overdue(turn))
     elif turn.paused:
@@ -47,18 +51,21 @@ def claimed(turn: Turn, happening: Claimed) -> None:
 
 def _require_claimable(turn: Turn, happening: Claimed) -> None:
     if turn.status not in ACTIVE:
-        raise turn.invalid("claim", "it is settled", "draft", "running", "waiting")
+        raise turn.invalid("claim", "it is settled", *_CLAIMABLE)
     if turn.lease is not None:
         if not happening.lease_dead:
-            raise turn.invalid("claim", "a worker holds it", "draft", "running", "waiting")
+            raise turn.invalid("claim", "a worker holds it", *_CLAIMABLE)
     elif turn.head.due_at is None or turn.head.due_at > turn.now:
-        raise turn.invalid("claim", "it is not due", "draft", "running", "waiting")
+        raise turn.invalid("claim", "it is not due", *_CLAIMABLE)
 
 
 def _recover(turn: Turn, lost: Lease, happening: Claimed) -> None:
     recoveries, streak = turn.head.recoveries + 1, turn.head.streak + 1
     turn.change(recoveries=recoveries, streak=streak)
     turn.emit(WorkflowRecovered, worker=happening.worker, lost_worker=lost.worker, recoveries=recoveries)
+    if turn.status == "compensating":
+        compensating.recover(turn, lost, happening)
+        return
     step_id = turn.current()
     if turn.step(step_id).status == "running":
         turn.note_crash(step_id, lost.worker)
@@ -132,7 +139,7 @@ def _wake(turn: Turn, worker: str) -> None:
         turn.begin(step_id, worker)
         return
     if not fire(turn):
-        raise turn.invalid("claim", "none of its waits is due", "draft", "running", "waiting")
+        raise turn.invalid("claim", "none of its waits is due", *_CLAIMABLE)
     turn.move_step(step_id, "running", worker=worker)
     turn.emit(WorkflowResumed, step=step_id)
 

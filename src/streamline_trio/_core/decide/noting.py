@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streamline_trio._core.decide.compensating import require_entered
 from streamline_trio._core.decide.turn import Turn
 from streamline_trio._core.documents import Memo
 from streamline_trio._core.happenings import CheckpointSaved, Memoized, StateSet
@@ -16,7 +17,10 @@ def state_set(turn: Turn, happening: StateSet) -> None:
 def checkpoint_saved(turn: Turn, happening: CheckpointSaved) -> None:
     """The step's named slot has a new value."""
     turn.require_held(happening)
-    turn.require_running(happening.step)
+    if turn.status == "compensating":
+        require_entered(turn, happening.step)
+    else:
+        turn.require_running(happening.step)
     turn.put("checkpoints", f"{happening.step}/{happening.name}", happening.value)
 
 

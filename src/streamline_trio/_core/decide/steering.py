@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from streamline_trio._core.decide import compensating
 from streamline_trio._core.decide.stepping import forget_failed_outcomes, reset_steps, restart_deadline
 from streamline_trio._core.decide.turn import Turn
 from streamline_trio._core.events import (
@@ -23,8 +24,10 @@ _replace = msgspec.structs.replace
 
 
 def cancel_asked(turn: Turn, happening: CancelAsked) -> bool:
-    """Settle an unleased run at once; ask the holder of a leased one."""
+    """Settle an unleased run at once; ask the holder of a leased one. What undoes its steps is left alone."""
     if turn.status in SETTLED or (turn.cancel_requested and turn.lease is not None and not happening.lease_dead):
+        return False
+    if turn.status == "compensating" and not happening.stops_undoing:
         return False
     reason = turn.head.cancel_reason if turn.cancel_requested else happening.reason
     if turn.lease is not None and not happening.lease_dead:
@@ -72,8 +75,11 @@ def retried(turn: Turn, _happening: Retried) -> bool:
     """Give what failed fresh attempts; everything that succeeded stays. Once: until it settles again."""
     if turn.status not in SETTLED and turn.head.retried:
         return False
+    if turn.status == "compensation_failed":
+        compensating.retry(turn)
+        return True
     if turn.status != "failed":
-        raise turn.invalid("retry", "it has not failed", "failed")
+        raise turn.invalid("retry", "it has not failed", "failed", "compensation_failed")
     step_id = turn.current_step = _reached(turn)
     if step_id in turn.steps:
         if turn.step(step_id).status == "failed":
@@ -96,9 +102,8 @@ def _make_memos(turn: Turn) -> None:
 def _require_rewindable(turn: Turn, happening: Rewound, target: int) -> None:
     allowed = ("done", "failed", "running", "waiting")
     if turn.status not in allowed:
-        raise turn.invalid(
-            "rewind", "it is past going back" if turn.status in SETTLED else "it has not begun", *allowed
-        )
+        why = "it has not begun" if turn.status == "draft" else "it is past going back"
+        raise turn.invalid("rewind", why, *allowed)
     if turn.lease is not None and not happening.lease_dead:
         raise turn.invalid(
             "rewind", "a step is running: pause it and wait for the step to end", "done", "failed", "waiting"

@@ -33,12 +33,14 @@ from streamline_trio._core.events import (
     StepFailed,
     StepStarted,
     WorkflowCancelled,
+    WorkflowCompensating,
     WorkflowCompleted,
     WorkflowFailed,
     WorkflowResumed,
 )
 from streamline_trio._core.happenings import Held
 from streamline_trio._core.plan import Plan
+from streamline_trio._core.rollback import steps_to_undo
 from streamline_trio._core.status import RunStatus, StepStatus, check_run_transition, check_step_transition
 from streamline_trio._core.store import Touched
 
@@ -86,6 +88,7 @@ class Turn:
         "cancel_requested",
         "checkpoints",
         "current_step",
+        "goes_on_undoing",
         "inbox",
         "lease",
         "memos",
@@ -100,6 +103,7 @@ class Turn:
         "state",
         "status",
         "steps",
+        "undo",
     )
 
     def __init__(self, run: RunDoc, plan: Plan, now: int) -> None:
@@ -112,6 +116,8 @@ class Turn:
         self.current_step: str | None = head.current_step
         self.paused = head.paused
         self.cancel_requested = head.cancel_requested
+        self.undo: tuple[str, ...] = head.undo
+        self.goes_on_undoing: bool = False
         self.steps = run.steps
         self.records = run.records
         self.checkpoints = run.checkpoints
@@ -167,7 +173,7 @@ class Turn:
     @property
     def is_overdue(self) -> bool:
         """Whether the run's own deadline has passed."""
-        deadline = self.head.deadline
+        deadline = self.changed("deadline")
         return deadline is not None and deadline <= self.now
 
     # --- changing ------------------------------------------------------------------------------------------
@@ -260,7 +266,7 @@ class Turn:
         """Give the lease back; a run that could go on is ready from now."""
         self.lease = None
         self.change(attention=False)
-        if self.status == "running":
+        if self.status in {"running", "compensating"}:
             self.ready()
 
     def ready(self) -> None:
@@ -324,24 +330,62 @@ class Turn:
 
     def settle_done(self) -> None:
         """Every step has finished."""
-        self._settle("done")
+        self.settle("done")
         self.current_step = None
         self.emit(WorkflowCompleted)
 
     def settle_failed(self, error: ErrorDoc) -> None:
-        """The run fails; a step that had not come to its end fails with it."""
+        """The run fails; a step that had not come to its end fails with it.
+
+        What it did is undone before it rests.
+        """
         self._end_current_step(error)
-        self._settle("failed")
+        undo = steps_to_undo(self.steps, self.plan)
+        if undo:
+            self.to("failed")
+        else:
+            self.settle("failed")
         self.change(error=error)
-        self.emit(WorkflowFailed, code=error.code, message=error.message, step=error.step)
+        self.emit(WorkflowFailed, code=error.code, message=error.message, step=error.step, compensating=bool(undo))
+        self._turn_back(undo)
 
     def settle_cancelled(self, reason: str | None) -> None:
-        """The run is cancelled; a step that had not come to its end fails with it."""
+        """The run is cancelled; a step that had not come to its end fails with it.
+
+        If the workflow says so, what it did is undone before it rests; a run that undoes already stops doing so.
+        """
         text = "the run was cancelled" + (f": {reason}" if reason else "")
         self._end_current_step(ErrorDoc(code="workflow.cancelled", message=text, step=self.current_step))
-        self._settle("cancelled")
-        self.change(cancel_reason=reason, cancel_requested=True)
-        self.emit(WorkflowCancelled, reason=reason)
+        undo: tuple[str, ...] = ()
+        if self.status == "compensating":
+            self._stop_undoing()
+        elif self.plan.compensate_on_cancel:
+            undo = steps_to_undo(self.steps, self.plan)
+        if not undo:
+            self.settle("cancelled")
+        self.cancel_requested = not undo
+        self.change(cancel_reason=reason, cancel_requested=not undo)
+        self.emit(WorkflowCancelled, reason=reason, compensating=bool(undo))
+        self._turn_back(undo)
+
+    def _turn_back(self, undo: tuple[str, ...]) -> None:
+        """From here on the run undoes its steps; its deadline was one for doing them."""
+        if not undo:
+            return
+        self.to("compensating")
+        self.undo = undo
+        self.goes_on_undoing = True
+        self.change(deadline=None, retried=False, streak=0)
+        self.drop_records(keep_outcomes=False)
+        self.emit(WorkflowCompensating, steps=undo)
+
+    def _stop_undoing(self) -> None:
+        """The compensation that was under way has not come to its end, and will not."""
+        for step_id in self.undo[:1]:
+            step = self.step(step_id)
+            if step.compensation is not None:
+                stopped = _replace(step.compensation, status="pending", retry_at=None)
+                self.put_step(step_id, _replace(step, compensation=stopped))
 
     def _end_current_step(self, error: ErrorDoc) -> None:
         step_id = self.current_step
@@ -354,7 +398,8 @@ class Turn:
         elif step.retry_at is not None:
             self.put_step(step_id, _replace(step, retry_at=None))
 
-    def _settle(self, status: RunStatus) -> None:
+    def settle(self, status: RunStatus) -> None:
+        """The run comes to rest in this status."""
         self.to(status)
         self.lease = None
         self.paused = False
@@ -379,6 +424,7 @@ class Turn:
             lease=self.lease,
             current_step=self.current_step,
             paused=self.paused,
+            undo=self.undo,
             revision=before.revision + (not merged),
             updated_at=max(self.now, before.updated_at),
             due_at=None,
@@ -386,8 +432,9 @@ class Turn:
             **self._head,
         )
         if head.lease is None:
-            current = None if self.current_step is None else self.step(self.current_step)
-            head = _replace(head, due_at=due_at(head, current, self.records.values()))
+            stands_at = self.undo[0] if self.status == "compensating" else self.current_step
+            step = None if stands_at is None else self.step(stands_at)
+            head = _replace(head, due_at=due_at(head, step, self.records.values()))
         run = RunDoc(
             origin=self.run.origin,
             head=head,
