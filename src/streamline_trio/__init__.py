@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from streamline_trio._core.approvals import (
+    Approved,
+    Rejected,
+    TimedOut,
+    Withdrawn,
+)
 from streamline_trio._core.conditions import (
     all_,
     any_,
@@ -17,6 +23,7 @@ from streamline_trio._core.definition import (
     Workflow,
 )
 from streamline_trio._core.documents import (
+    ForkedFrom,
     Lease,
     Parent,
 )
@@ -98,10 +105,24 @@ from streamline_trio._runtime.engine import (
     Engine,
     PendingWait,
 )
+from streamline_trio._runtime.guards import (
+    Guard,
+    GuardCall,
+)
 from streamline_trio._runtime.handle import (
     LogLine,
     Progress,
     RunHandle,
+)
+from streamline_trio._runtime.history import (
+    OutputVersion,
+)
+from streamline_trio._runtime.metrics import (
+    RunMetrics,
+    StepMetrics,
+)
+from streamline_trio._runtime.middleware import (
+    Middleware,
 )
 from streamline_trio._runtime.opening import (
     open_engine,
@@ -144,6 +165,7 @@ from streamline_trio.stores.sqlite import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Approved",
     "ChildFailed",
     "ConcurrencyLimitReached",
     "DataCorruption",
@@ -151,6 +173,9 @@ __all__ = [
     "Engine",
     "EngineError",
     "Event",
+    "ForkedFrom",
+    "Guard",
+    "GuardCall",
     "GuardRefused",
     "InvalidState",
     "InvalidTransition",
@@ -160,19 +185,23 @@ __all__ = [
     "LogLine",
     "LoopLimitExceeded",
     "MemoryStore",
+    "Middleware",
     "MongoStore",
     "NonRetriable",
     "OutputMissing",
+    "OutputVersion",
     "Page",
     "Parent",
     "PayloadTooLarge",
     "PendingWait",
     "Progress",
+    "Rejected",
     "Run",
     "RunCancelled",
     "RunError",
     "RunFailed",
     "RunHandle",
+    "RunMetrics",
     "RunNotFound",
     "RunTimeout",
     "ScheduleNotFound",
@@ -186,6 +215,7 @@ __all__ = [
     "StepCompleted",
     "StepContext",
     "StepFailed",
+    "StepMetrics",
     "StepNotFound",
     "StepOptions",
     "StepProgress",
@@ -204,6 +234,7 @@ __all__ = [
     "SuspensionError",
     "SuspensionMismatch",
     "TenantRequired",
+    "TimedOut",
     "TimelineEntry",
     "TokenInvalid",
     "Unclaimable",
@@ -212,6 +243,7 @@ __all__ = [
     "WaitState",
     "WaitTimedOut",
     "WaitWithdrawn",
+    "Withdrawn",
     "WorkerInfo",
     "Workflow",
     "WorkflowCancelled",

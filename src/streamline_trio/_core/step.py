@@ -61,7 +61,8 @@ class Step(Generic[OutT_co]):
     @property
     def plan(self) -> StepPlan:
         """What is stored of this step's definition."""
-        return StepPlan(id=self.id, retry=self.options.retry, timeout=self.options.timeout)
+        options = self.options
+        return StepPlan(id=self.id, retry=options.retry, timeout=options.timeout, keep_outputs=options.keep_outputs)
 
     def __repr__(self) -> str:
         returns = getattr(self.returns, "__name__", None) or repr(self.returns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,9 @@ from streamline_trio._core.happenings import (
 )
 from streamline_trio._core.step import Step
 from streamline_trio._runtime.context import StepContext
+from streamline_trio._runtime.guards import Guarding
 from streamline_trio._runtime.limits import check_size
+from streamline_trio._runtime.middleware import tell_end, tell_entry
 from streamline_trio._runtime.suspension import Goto, Suspender
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ class Attempt:
     The scope is cancelled to abort the handler, or to unwind it for a suspension.
     """
 
-    __slots__ = ("_ctx", "_driver", "_limit", "_step", "_suspender")
+    __slots__ = ("_ctx", "_driver", "_error", "_guarding", "_limit", "_result", "_step", "_suspender")
 
     def __init__(self, driver: Driver, step: Step[Any], scope: trio.CancelScope) -> None:
         self._driver = driver
@@ -51,6 +54,9 @@ class Attempt:
         self._suspender = Suspender(step.id, scope)
         self._ctx: StepContext[Any, Any, Any] = StepContext(driver, step, self._suspender)
         self._limit: trio.CancelScope | None = None
+        self._guarding: Guarding | None = None
+        self._error: BaseException | None = None
+        self._result: Any = None
 
     @property
     def _held(self) -> dict[str, Any]:
@@ -90,9 +96,13 @@ class Attempt:
         try:
             if self._step.has_predicates and await self._is_skipped():
                 return Skipped(**self._held, release=self._driver.leaving)
+            if self._driver.workflow.hooks is not None:
+                await self._admit()
             self._suspender.entered()
             handler = self._step.handler
             result = await (handler(self._ctx) if self._step.is_async else self._in_thread(handler))
+            if self._guarding is not None:
+                self._result = result
             return self._finished(result)
         except (KeyboardInterrupt, SystemExit, GeneratorExit, trio.Cancelled, BaseExceptionGroup) as error:
             if isinstance(error, ExceptionGroup):
@@ -100,6 +110,33 @@ class Attempt:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever else a handler raises is its failure
             return self.failed(error)
+
+    async def _admit(self) -> None:
+        """Middleware is told, at the expense of nobody's timeout; guards are asked once in each attempt."""
+        limit = self._limit
+        if limit is not None:
+            left, limit.deadline = limit.deadline - trio.current_time(), math.inf
+            await tell_entry(self._driver, self._ctx)
+            limit.deadline = trio.current_time() + left
+        else:
+            await tell_entry(self._driver, self._ctx)
+        hooks = self._driver.workflow.hooks
+        if hooks is not None and hooks.guards:
+            self._guarding = Guarding(self._driver, self._ctx)
+            attempt = self._ctx.attempt
+            records = self._driver.run.records.values()
+            await self._guarding.admit(again=any(record.attempt == attempt for record in records))
+
+    def ending(self) -> None:
+        """How it ended is about to be committed: whoever is told of it shall see this attempt, not the next one."""
+        self._suspender.ended_attempt = self._ctx.attempt
+
+    async def tell(self, happening: Happening, error: BaseException | None) -> None:
+        """Tell guards and middleware what was committed; `error`: in place of what the handler has brought."""
+        failure, self._error = error or self._error, None
+        if self._guarding is not None and isinstance(happening, Finished | AttemptFailed):
+            await self._guarding.tell(self._result if isinstance(happening, Finished) else None, failure)
+        await tell_end(self._driver, self._ctx, happening, failure)
 
     def settle(self, happening: Happening | None) -> Happening | None:
         """What may be written, given why the handler was stopped, if it was; None if nothing may.
@@ -172,6 +209,8 @@ class Attempt:
 
     def failed(self, error: BaseException) -> AttemptFailed:
         """The attempt failed with this error."""
+        if self._driver.workflow.hooks is not None:
+            self._error = error
         return AttemptFailed(
             error=describe_error(error, self._step.id),
             retriable=self._step.options.retry_on.allows(error),

@@ -20,10 +20,11 @@ from streamline_trio._core.errors import (
 )
 from streamline_trio._core.happenings import CheckpointSaved, Memoized, StateSet
 from streamline_trio._core.step import Step, step_id_of
+from streamline_trio._runtime.approvals import Approvals
+from streamline_trio._runtime.history import Histories
 from streamline_trio._runtime.limits import check_size
 from streamline_trio._runtime.outputs import OutputsView
 from streamline_trio._runtime.state import with_fields
-from streamline_trio._runtime.waits import Waits
 
 InputT = TypeVar("InputT", default=Any)
 StateT = TypeVar("StateT", default=InputT)
@@ -36,7 +37,7 @@ _LONGEST_KEY = 500
 _LONGEST_NAME = 100
 
 
-class StepContext(Waits, Generic[InputT, StateT, OutputsT]):
+class StepContext(Approvals, Histories, Generic[InputT, StateT, OutputsT]):
     """One entry of one step's handler. Valid while the handler runs, in its task and its children.
 
     Methods that write are durable when they return and raise `LeaseLost` when the run is no longer this
@@ -64,7 +65,7 @@ class StepContext(Waits, Generic[InputT, StateT, OutputsT]):
 
         Crashed calls count; re-entries after a wait and calls handed back by a drain do not.
         """
-        return self._driver.run.step(self._step.id).attempts
+        return self._suspender.ended_attempt or self._driver.run.step(self._step.id).attempts
 
     @property
     def tenant(self) -> str | None:

@@ -27,6 +27,7 @@ from streamline_trio._core.store import AppendRows, RowKind
 from streamline_trio._runtime.attempt import Attempt, describe_error
 from streamline_trio._runtime.handler_scope import HandlerScope
 from streamline_trio._runtime.outputs import Found
+from streamline_trio._runtime.progress import ProgressEntry, progress_row
 from streamline_trio._runtime.services import Services
 from streamline_trio._runtime.threads import HandlerThreads
 from streamline_trio._runtime.writer import HolderGone, RunWriter
@@ -51,22 +52,12 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     data: dict[str, Any] = {}
 
 
-class ProgressEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The last progress that a handler told; `at` in milliseconds since the epoch."""
-
-    at: int
-    step: str
-    attempt: int
-    percent: float | None = None
-    message: str | None = None
-    data: dict[str, Any] = {}
-
-
 class Driver:
     """The task that holds a run."""
 
     __slots__ = (
         "_done",
+        "_ended",
         "_entered",
         "_once_locks",
         "_over",
@@ -98,6 +89,7 @@ class Driver:
         self.threads: HandlerThreads = threads
         self._over = over
         self._entered: Attempt | None = None
+        self._ended: Attempt | None = None
         self._scope = HandlerScope()
         self.abort_reason: AbortReason | None = None
         self.leaving: bool = False
@@ -188,6 +180,8 @@ class Driver:
         finally:
             self._entered = None
             attempt.end()
+        if self.workflow.hooks is not None:
+            self._ended = attempt
         return attempt.settle(happening)
 
     def _deadline(self) -> float:
@@ -200,6 +194,10 @@ class Driver:
     async def _commit_step(self, happening: Happening) -> None:
         """Commit how an entry ended; what cannot be stored fails the attempt instead."""
         self._pack_rows()
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended.ending()
+        failure: StreamlineError | None = None
         try:
             await self.writer.commit(happening)
         except (LeaseLost, StoreUnavailable):
@@ -207,7 +205,10 @@ class Driver:
         except StreamlineError as error:
             if isinstance(happening, HandedBack | CancelUnwound | DeadlinePassed):
                 raise
-            await self.writer.commit(self._as_failure(error))
+            failure, happening = error, self._as_failure(error)
+            await self.writer.commit(happening)
+        if ended is not None:
+            await ended.tell(happening, failure)
 
     async def _give_up(self, error: Exception) -> None:
         """A fault of ours: the run fails, rather than to stay leased to a worker that does not drive it."""
@@ -313,7 +314,7 @@ class Driver:
             message=None if message is None else storable_text(message, _MAX_TOLD),
             data=dict(data),
         )
-        row = _encode_entry(entry)
+        row = progress_row(entry)
         origin = self.run.origin
         event = StepProgress(
             run_id=origin.id,
@@ -416,7 +417,7 @@ def _stray(step: str, error: BaseException) -> StreamlineError:
     return failure
 
 
-def _encode_entry(entry: LogEntry | ProgressEntry) -> bytes:
+def _encode_entry(entry: LogEntry) -> bytes:
     """Telling never fails: what cannot be stored is told as text."""
     try:
         return payload.encode(entry, what="entry")

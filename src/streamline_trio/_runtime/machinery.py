@@ -59,14 +59,18 @@ class Machinery:
 
     async def view(self, run: RunDoc) -> Run:
         """The public snapshot of a stored run; in plain data where its types are unknown or have changed."""
-        plan: Plan | None = None
-        with suppress(WorkflowNotFound):
-            plan = await self.services.read(lambda: self.registry.plan_for(run, self.services.store))
+        plan = await self.plan_of(run)
         try:
             return snapshot(run, plan, self.registry.workflow_for(run))
         except ValidationError as error:
             self._warn_of_types(run, error)
             return snapshot(run, plan, None)
+
+    async def plan_of(self, run: RunDoc) -> Plan | None:
+        """The plan that a stored run is pinned to, if there is one."""
+        with suppress(WorkflowNotFound):
+            return await self.services.read(lambda: self.registry.plan_for(run, self.services.store))
+        return None
 
     def output(self, run: RunDoc) -> Any:
         """What a run that is done has come to; as plain data where its type is unknown or has changed."""

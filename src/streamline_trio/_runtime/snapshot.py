@@ -10,11 +10,12 @@ import whenever
 
 from streamline_trio._core import payload
 from streamline_trio._core.definition import Workflow
-from streamline_trio._core.documents import ErrorDoc, Lease, Parent, Record, RunDoc, StepDoc
+from streamline_trio._core.documents import ErrorDoc, ForkedFrom, Lease, Parent, Record, RunDoc, StepDoc
 from streamline_trio._core.due import due_since
 from streamline_trio._core.durations import instant_of
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import RunStatus, StepStatus
+from streamline_trio._runtime.history import OutputVersion, output_versions
 
 
 class RunError(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +29,7 @@ class RunError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WaitState(msgspec.Struct, frozen=True, kw_only=True):
-    """An open wait of a step: for a timer, a person (`human`) or a signal."""
+    """An open wait of a step: for a timer, a person (`human`; `approval`: to approve or reject) or a signal."""
 
     kind: str
     opened_at: whenever.Instant
@@ -37,6 +38,7 @@ class WaitState(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     signal: str = ""
     meta: dict[str, Any] = {}
+    approval: bool = False
 
 
 class ScheduledStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +52,11 @@ class ScheduledStart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepState(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of a run. `duration` is in seconds; `wait` is the first open wait."""
+    """A step of a run. `duration` is in seconds; `wait` is the first open wait.
+
+    `history` holds earlier outputs, as far as `keep_outputs` allows; `pinned` is the version that the output was
+    taken from, if it was.
+    """
 
     id: str
     status: StepStatus
@@ -63,7 +69,7 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True):
     wait: WaitState | None = None
     retry_at: whenever.Instant | None = None
     checkpoints: dict[str, Any] = {}
-    history: tuple[Any, ...] = ()
+    history: tuple[OutputVersion, ...] = ()
     pinned: int | None = None
     compensation: Any = None
 
@@ -102,6 +108,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     cancel_requested: bool
     cancel_reason: str | None
     compensation: Any = None
+    forked_from: ForkedFrom | None = None
 
 
 _plain = payload.decoder(Any)
@@ -144,6 +151,7 @@ def snapshot(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None
         recoveries=head.recoveries,
         cancel_requested=head.cancel_requested,
         cancel_reason=head.cancel_reason,
+        forked_from=origin.forked_from,
     )
 
 
@@ -193,7 +201,14 @@ def _step(step_id: str, run: RunDoc, workflow: Workflow[Any, Any] | None, checkp
         wait=_wait(run) if step_id == run.head.current_step else None,
         retry_at=_instant(doc.retry_at),
         checkpoints=checkpoints,
+        history=_history(doc, step_id, workflow) if doc.history else (),
+        pinned=doc.pinned,
     )
+
+
+def _history(doc: StepDoc, step_id: str, workflow: Workflow[Any, Any] | None) -> tuple[OutputVersion, ...]:
+    step = None if workflow is None else workflow.steps.get(step_id)
+    return output_versions(doc, step_id, None if step is None else step.decoder)
 
 
 def _checkpoints(run: RunDoc) -> dict[str, dict[str, Any]]:
@@ -224,6 +239,7 @@ def wait_state(record: Record) -> WaitState:
         reason=record.reason,
         signal=record.signal,
         meta={} if record.meta is None else msgspec.msgpack.decode(record.meta),
+        approval=record.approval,
     )
 
 

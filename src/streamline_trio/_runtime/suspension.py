@@ -42,13 +42,14 @@ class _Asked:
 class Suspender:
     """One entry of one handler: what it has asked so far, and what it wants now."""
 
-    __slots__ = ("_asked", "_step", "_task", "ended", "replayed", "scope", "wanted")
+    __slots__ = ("_asked", "_step", "_task", "ended", "ended_attempt", "replayed", "scope", "wanted")
 
     def __init__(self, step: str, scope: trio.CancelScope) -> None:
         self.scope: trio.CancelScope = scope
         self.wanted: Ask | Goto | None = None
         self.replayed: tuple[tuple[str, int], ...] = ()
         self.ended: bool = False
+        self.ended_attempt: int = 0
         self._task: trio.lowlevel.Task | None = None
         self._step = step
         self._asked: _Asked | None = None

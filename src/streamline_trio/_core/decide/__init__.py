@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from streamline_trio._core import happenings as h
-from streamline_trio._core.decide import answering, claiming, noting, steering, stepping, suspending
+from streamline_trio._core.decide import answering, archiving, claiming, noting, steering, stepping, suspending
 from streamline_trio._core.decide.admission import StartRequest, admit
+from streamline_trio._core.decide.forking import ForkRequest, fork
 from streamline_trio._core.decide.turn import Decision, Turn
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.plan import Plan
@@ -40,6 +41,7 @@ _RULES: dict[type[h.Happening], Callable[[Turn, Any], bool | None]] = {
     h.UnpauseAsked: steering.unpause_asked,
     h.Rewound: steering.rewound,
     h.Retried: steering.retried,
+    h.OutputPinned: archiving.output_pinned,
 }
 
 
@@ -59,4 +61,4 @@ def decide(run: RunDoc, happening: h.Happening, plan: Plan, now: int, commit: in
     return turn.build(commit)
 
 
-__all__ = ["Decision", "StartRequest", "admit", "decide"]
+__all__ = ["Decision", "ForkRequest", "StartRequest", "admit", "decide", "fork"]
