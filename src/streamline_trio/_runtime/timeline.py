@@ -49,7 +49,7 @@ def timeline(run: RunDoc) -> list[TimelineEntry]:
     """In order of time; bounded: of each step the last tries and waits are known, of all that the last 1,000."""
     head = run.head
     created = _entry(run.origin.created_at, "created")
-    entries = list[TimelineEntry]()
+    entries = [created]
     forked_from = run.origin.forked_from
     if forked_from is not None:
         detail = f"from run {forked_from.run} at step {forked_from.step}"
@@ -65,7 +65,7 @@ def timeline(run: RunDoc) -> list[TimelineEntry]:
     if head.status in SETTLED and head.ended_at is not None:
         entries.append(_entry(head.ended_at, "settled", detail=head.status))
     entries.sort(key=lambda entry: entry.at.timestamp(unit="nanosecond"))
-    return [created, *entries[1 - MAX_ENTRIES :]]
+    return entries if len(entries) <= MAX_ENTRIES else [created, *entries[1 - MAX_ENTRIES :]]
 
 
 def _of_step(step_id: str, step: StepDoc) -> list[TimelineEntry]:
