@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from streamline_trio._core.approvals import (
+    Approved,
+    Rejected,
+    TimedOut,
+    Withdrawn,
+)
 from streamline_trio._core.conditions import (
     all_,
     any_,
@@ -17,6 +23,7 @@ from streamline_trio._core.definition import (
     Workflow,
 )
 from streamline_trio._core.documents import (
+    ForkedFrom,
     Lease,
     Parent,
 )
@@ -102,10 +109,17 @@ from streamline_trio._runtime.engine import (
     Engine,
     PendingWait,
 )
+from streamline_trio._runtime.guards import (
+    Guard,
+    GuardCall,
+)
 from streamline_trio._runtime.handle import (
     LogLine,
     Progress,
     RunHandle,
+)
+from streamline_trio._runtime.history import (
+    OutputVersion,
 )
 from streamline_trio._runtime.joined import (
     Branch,
@@ -115,6 +129,13 @@ from streamline_trio._runtime.joined import (
 from streamline_trio._runtime.loop import (
     Done,
     Next,
+)
+from streamline_trio._runtime.metrics import (
+    RunMetrics,
+    StepMetrics,
+)
+from streamline_trio._runtime.middleware import (
+    Middleware,
 )
 from streamline_trio._runtime.opening import (
     open_engine,
@@ -162,6 +183,7 @@ from streamline_trio.stores.sqlite import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Approved",
     "Branch",
     "BranchResult",
     "ChildFailed",
@@ -173,6 +195,9 @@ __all__ = [
     "Engine",
     "EngineError",
     "Event",
+    "ForkedFrom",
+    "Guard",
+    "GuardCall",
     "GuardRefused",
     "InvalidState",
     "InvalidTransition",
@@ -183,21 +208,25 @@ __all__ = [
     "LogLine",
     "LoopLimitExceeded",
     "MemoryStore",
+    "Middleware",
     "MongoStore",
     "Next",
     "NonRetriable",
     "OutputMissing",
+    "OutputVersion",
     "Page",
     "Parent",
     "PayloadTooLarge",
     "PendingWait",
     "Progress",
+    "Rejected",
     "Run",
     "RunCancelled",
     "RunCompensation",
     "RunError",
     "RunFailed",
     "RunHandle",
+    "RunMetrics",
     "RunNotFound",
     "RunTimeout",
     "RunTree",
@@ -213,6 +242,7 @@ __all__ = [
     "StepCompleted",
     "StepContext",
     "StepFailed",
+    "StepMetrics",
     "StepNotFound",
     "StepOptions",
     "StepProgress",
@@ -231,6 +261,7 @@ __all__ = [
     "SuspensionError",
     "SuspensionMismatch",
     "TenantRequired",
+    "TimedOut",
     "TimelineEntry",
     "TokenInvalid",
     "Unclaimable",
@@ -239,6 +270,7 @@ __all__ = [
     "WaitState",
     "WaitTimedOut",
     "WaitWithdrawn",
+    "Withdrawn",
     "WorkerInfo",
     "Workflow",
     "WorkflowCancelled",

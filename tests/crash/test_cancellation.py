@@ -11,7 +11,17 @@ import pytest
 import trio
 import trio.testing
 
-from streamline_trio import Done, Engine, MemoryStore, RunHandle, Signal, StepContext, Workflow, open_engine
+from streamline_trio import (
+    Approved,
+    Done,
+    Engine,
+    MemoryStore,
+    RunHandle,
+    Signal,
+    StepContext,
+    Workflow,
+    open_engine,
+)
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Insert, PutSide, Update
@@ -30,13 +40,16 @@ Call = Callable[[], Awaitable[object]]
 _WORKFLOW: Workflow[str, str] = Workflow("work", input=str)
 
 
-@_WORKFLOW.step(attempts=1)
+@_WORKFLOW.step(attempts=1, keep_outputs=1)
 async def step(ctx: StepContext[str, str]) -> int:
     """Its input says what it does."""
     match ctx.input:
         case "parked" | "paused":
             answer: int = await ctx.wait("reason", returns=int, token=TOKEN)
             return answer
+        case "asking":
+            decision = await ctx.request_approval("reason", returns=int, token=TOKEN)
+            return decision.data if isinstance(decision, Approved) else 0
         case "listening":
             return await ctx.wait_for(note)
         case "held":
@@ -66,6 +79,9 @@ class Scene:
         await trio.testing.wait_all_tasks_blocked()
         if state == "paused":
             await self.handle.pause()
+        if state == "twice":
+            await self.handle.rewind("step")
+            await self.handle.wait()
         self.revision = (await self.document()).head.revision
 
     async def document(self) -> RunDoc:
@@ -129,6 +145,12 @@ async def is_deleted(scene: Scene) -> bool:
     return await scene.store.inner.load("r") is None
 
 
+async def is_forked(scene: Scene) -> bool:
+    await trio.testing.wait_all_tasks_blocked()
+    page = await scene.engine.find(limit=10)
+    return [run.status for run in page if run.forked_from is not None and run.forked_from.run == "r"] == ["done"]
+
+
 async def took_the_signal(scene: Scene) -> bool:
     return (await is_driven_to_its_end(scene)) and await scene.handle.result() == 5
 
@@ -148,6 +170,8 @@ ENGINE: dict[str, list[Case]] = {
         Case("held", lambda s: lambda: s.engine.emit(note, 5, run="r"), stored(lambda run: len(run.inbox) == 1)),
     ],
     "resume": [Case("parked", lambda s: lambda: s.engine.resume(TOKEN, 5), took_the_signal)],
+    "approve": [Case("asking", lambda s: lambda: s.engine.approve(TOKEN, 5), took_the_signal)],
+    "reject": [Case("asking", lambda s: lambda: s.engine.reject(TOKEN), is_driven_to_its_end)],
     "withdraw": [
         Case("parked", lambda s: lambda: s.engine.withdraw(TOKEN), stored(lambda run: run.head.status != "waiting"))
     ],
@@ -161,8 +185,19 @@ HANDLE: dict[str, list[Case]] = {
     "logs": [reads("done", lambda s: s.handle.logs)],
     "progress": [reads("done", lambda s: s.handle.progress)],
     "timeline": [reads("done", lambda s: s.handle.timeline)],
+    "metrics": [reads("done", lambda s: s.handle.metrics)],
     "stream": [reads("held", lambda s: lambda: s.handle.stream().__anext__())],
     "resume": [Case("parked", lambda s: lambda: s.handle.resume(5), took_the_signal)],
+    "approve": [Case("asking", lambda s: lambda: s.handle.approve(5), took_the_signal)],
+    "reject": [Case("asking", lambda s: s.handle.reject, is_driven_to_its_end)],
+    "fork": [Case("done", lambda s: lambda: s.handle.fork("step"), is_forked)],
+    "pin_output": [
+        Case(
+            "twice",
+            lambda s: lambda: s.handle.pin_output(1, "step"),
+            stored(lambda run: run.step("step").pinned == 1),
+        )
+    ],
     "withdraw": [
         Case("parked", lambda s: s.handle.withdraw, stored(lambda run: run.head.status != "waiting")),
     ],
@@ -372,7 +407,9 @@ IN_HANDLER: dict[str, Callable[[Ctx], Awaitable[object]]] = {
     "sleep": lambda ctx: ctx.sleep(5),
     "sleep_until": lambda ctx: ctx.sleep_until(START.add(seconds=5)),
     "wait": lambda ctx: ctx.wait("reason", returns=int, timeout=5),
+    "request_approval": lambda ctx: ctx.request_approval("reason", timeout=5),
     "wait_for": lambda ctx: ctx.wait_for(note, timeout=5),
+    "pin_output": lambda ctx: ctx.pin_output(1, "step"),
     "goto": lambda ctx: ctx.goto("end"),
     "scatter": lambda ctx: ctx.scatter({"key": _fn}),
     "loop": lambda ctx: ctx.loop(0, _body),

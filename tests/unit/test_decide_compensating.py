@@ -217,7 +217,12 @@ def test_a_leaving_worker_begins_no_second_one():
 def test_a_pause_holds_the_next_compensation():
     """Paused: nothing begins and nobody looks; unpaused, it is due at once."""
     story = undoes(failed().does(PauseAsked(reason="why")))
-    assert (story.status, story.head.lease, story.head.due_at, story.head.paused) == ("compensating", None, None, True)
+    assert (story.status, story.head.lease, story.head.due_at, story.head.paused) == (
+        "compensating",
+        None,
+        None,
+        True,
+    )
     assert story.does(UnpauseAsked()).head.due_at == NOW
     assert compensation(story.claims(), "a").status == "running"
 
@@ -263,7 +268,10 @@ def test_a_failed_compensation_waits_for_its_retry():
     assert (story.events, story.facts[0].context) == (["engine.error"], "compensation-b")
     assert compensation(story, "a").status == "running"
     undoes(story)
-    assert (story.status, story.events) == ("compensation_failed", ["step.compensated", "workflow.compensation_failed"])
+    assert (story.status, story.events) == (
+        "compensation_failed",
+        ["step.compensated", "workflow.compensation_failed"],
+    )
     assert story.facts[1].steps == ("b",)
 
 
@@ -425,7 +433,13 @@ def test_retry_undoes_again_what_failed():
     assert (story.status, story.head.undo, story.head.due_at) == ("compensating", ("c", "a"), NOW)
     assert story.events == ["workflow.retry", "workflow.compensating"]
     fresh = compensation(story, "c")
-    assert (fresh.status, fresh.attempts, fresh.failures, fresh.error, len(fresh.tries)) == ("pending", 0, 0, None, 1)
+    assert (fresh.status, fresh.attempts, fresh.failures, fresh.error, len(fresh.tries)) == (
+        "pending",
+        0,
+        0,
+        None,
+        1,
+    )
     assert (story.head.error, story.head.ended_at) == (BOOM, None)
     before = story.run
     assert story.does(Retried()).run is before

@@ -12,6 +12,7 @@ from typing_extensions import TypeForm, TypeVar, Unpack
 from streamline_trio._core import payload
 from streamline_trio._core.durations import Duration
 from streamline_trio._core.errors import DefinitionError, ValidationError
+from streamline_trio._core.hooks import Hooks, guards_of, hooks_of, middleware_of
 from streamline_trio._core.initial_state import InitialState
 from streamline_trio._core.naming import ID_RULE, TAG_RULE, VERSION_RULE, is_id, is_tag, is_version
 from streamline_trio._core.options import (
@@ -67,6 +68,8 @@ class WorkflowOptions(TypedDict, total=False):
     max_step_logs: int
     compensate_on_cancel: bool
     tags: Iterable[str]
+    middleware: Iterable[object]
+    guards: Iterable[object]
 
 
 class Workflow(Generic[InputT, StateT]):
@@ -76,7 +79,8 @@ class Workflow(Generic[InputT, StateT]):
     input; without it the state begins as a copy of the input. `timeout` (seconds) bounds a
     whole run, `max_payload_bytes` each output, checkpoint and result of `once`,
     `max_step_logs` the kept log lines of a run. With `compensate_on_cancel` a cancelled run is
-    undone like a failed one. Everything invalid raises `DefinitionError`.
+    undone like a failed one. `middleware` observes the steps, `guards` may refuse them.
+    Everything invalid raises `DefinitionError`.
     """
 
     @overload
@@ -124,6 +128,8 @@ class Workflow(Generic[InputT, StateT]):
         max_step_logs: int = 1000,
         compensate_on_cancel: bool = False,
         tags: Iterable[str] = (),
+        middleware: Iterable[object] = (),
+        guards: Iterable[object] = (),
     ) -> None:
         if not is_id(id):
             raise DefinitionError(f"workflow {id!r}: its id must be {ID_RULE}", workflow=str(id))
@@ -134,6 +140,10 @@ class Workflow(Generic[InputT, StateT]):
         self.max_step_logs: int = self._checked("max_step_logs", max_step_logs, _step_logs)
         self.compensate_on_cancel: bool = self._checked("compensate_on_cancel", compensate_on_cancel, truth)
         self.tags: tuple[str, ...] = self._checked("tags", tags, _tags)
+        self.middleware: tuple[object, ...] = self._checked("middleware", middleware, middleware_of)
+        self.guards: tuple[object, ...] = self._checked("guards", guards, guards_of)
+        self.hooks: Hooks | None = hooks_of(self.middleware, self.guards)
+        """What its middleware and guards want to be called with; None if there are none."""
         self.input_decoder: payload.Decoder = self._checked("input", input, payload.decoder)
         self.outputs_type = outputs
         self._defaults = self._checked_defaults(defaults)

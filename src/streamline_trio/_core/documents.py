@@ -73,13 +73,13 @@ class Try(Doc, frozen=True, kw_only=True):
 
 
 class WaitNote(Doc, frozen=True, kw_only=True):
-    """A wait that is over, kept for the timeline."""
+    """A wait that is over, kept for the timeline; `dropped`: by goto or rewind."""
 
     kind: WaitKind
     name: str
     opened_at: int
     resolved_at: int
-    outcome: Outcome
+    outcome: Outcome | Literal["dropped"]
 
 
 class CompensationDoc(Doc, frozen=True, kw_only=True):
@@ -127,6 +127,7 @@ class StepDoc(Doc, frozen=True, kw_only=True):
     waits: tuple[WaitNote, ...] = ()
     history: tuple[OutputVersion, ...] = ()
     pinned: int | None = None
+    pinned_at: int | None = None
     compensation: CompensationDoc | None = None
 
 
@@ -154,6 +155,7 @@ class Record(Doc, frozen=True, kw_only=True):
     match: bytes | None = None
     shape: bytes | None = None
     meta: bytes | None = None
+    approval: bool = False
     tokens: tuple[str, ...] = ()
     told: bool = False
     unwound: bool = False
@@ -223,6 +225,13 @@ class Parent(Doc, frozen=True, kw_only=True):
     detached: bool = False
 
 
+class ForkedFrom(Doc, frozen=True, kw_only=True):
+    """The run that this one is a fork of, and the step it began at."""
+
+    run: str
+    step: str
+
+
 class Errand(Doc, frozen=True, kw_only=True):
     """Something to be done elsewhere because of what was committed here; doing it twice does no harm.
 
@@ -273,6 +282,7 @@ class Origin(Doc, frozen=True, kw_only=True):
     idempotency_key: str | None = None
     parent: Parent | None = None
     scheduled: Scheduled | None = None
+    forked_from: ForkedFrom | None = None
 
 
 class Head(Doc, frozen=True, kw_only=True):

@@ -9,6 +9,8 @@ Whatever is random or read from a clock is part of the happening (`roll`) or an 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from streamline_trio._core.documents import ErrorDoc, WaitKind
@@ -39,6 +41,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     match: bytes | None = None
     shape: bytes | None = None
     meta: bytes | None = None
+    approval: bool = False
     token: str | None = None
     told: bool = False
     unwound: bool = False
@@ -214,12 +217,14 @@ class Claimed(Happening, frozen=True, kw_only=True, gc=False):
 class Answered(Happening, frozen=True, kw_only=True, gc=False):
     """Somebody answers a wait: by token digest, or the one open wait (of `step`, if given).
 
-    `payload` None means that none was given, which a human wait does not accept.
+    `payload` None means that none was given, which a human wait does not accept. Only waits for people can be
+    approved or rejected.
     """
 
     payload: bytes | None = None
     token: str | None = None
     step: str | None = None
+    verb: Literal["resume", "approve", "reject"] = "resume"
 
 
 class Withdrawn(Happening, frozen=True, kw_only=True, gc=False):
@@ -270,6 +275,15 @@ class Rewound(Happening, frozen=True, kw_only=True, gc=False):
 
     to: str
     lease_dead: bool = False
+
+
+class OutputPinned(Happening, frozen=True, kw_only=True, gc=False):
+    """A finished step shall have an earlier output again; by the holder under `fence`, if `worker` is given."""
+
+    step: str
+    version: int
+    worker: str | None = None
+    fence: int = 0
 
 
 class Retried(Happening, frozen=True, kw_only=True, gc=False):

@@ -30,6 +30,7 @@ Backoff: TypeAlias = Literal["exponential", "linear", "fixed"] | float
 
 MAX_ATTEMPTS = 1000
 MAX_DELAY = 366 * DAY
+MAX_KEPT_OUTPUTS = 1000
 
 
 class StepSettings(TypedDict, Generic[StateT], total=False):
@@ -42,6 +43,7 @@ class StepSettings(TypedDict, Generic[StateT], total=False):
     jitter: float
     retry_on: RetryRule
     timeout: Duration | None
+    keep_outputs: int
     skip_if: Condition[StateT] | None
     run_if: Condition[StateT] | None
     returns: Any
@@ -100,6 +102,7 @@ class ResolvedOptions:
     jitter: float = 0.3
     retry_on: RetryOn = _ANY_ERROR
     timeout: float | None = None
+    keep_outputs: int = 0
     skip_if: Condition[Any] | None = None
     run_if: Condition[Any] | None = None
     max_payload_bytes: int | None = None
@@ -204,6 +207,10 @@ def _attempts(value: object) -> int:
     return whole(value, least=1, most=MAX_ATTEMPTS)
 
 
+def _kept_outputs(value: object) -> int:
+    return whole(value, least=0, most=MAX_KEPT_OUTPUTS)
+
+
 def _delay(value: Any) -> float:
     seconds = seconds_of(value, what="it")
     if seconds > MAX_DELAY:
@@ -238,6 +245,7 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "jitter": _jitter,
     "retry_on": RetryOn,
     "timeout": limit,
+    "keep_outputs": _kept_outputs,
     "skip_if": _condition,
     "run_if": _condition,
     "returns": _as_is,

@@ -96,10 +96,12 @@ class Step(Generic[OutT_co]):
     @property
     def plan(self) -> StepPlan:
         """What is stored of this step's definition."""
+        options = self.options
         return StepPlan(
             id=self.id,
-            retry=self.options.retry,
-            timeout=self.options.timeout,
+            retry=options.retry,
+            timeout=options.timeout,
+            keep_outputs=options.keep_outputs,
             compensation=None if self.compensation is None else self.compensation.plan,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,9 @@ from streamline_trio._core.happenings import (
 )
 from streamline_trio._core.step import Step
 from streamline_trio._runtime.context import StepContext
+from streamline_trio._runtime.guards import Guarding
 from streamline_trio._runtime.limits import check_size
+from streamline_trio._runtime.middleware import tell_end, tell_entry
 from streamline_trio._runtime.suspension import Goto, Suspender
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ class Attempt:
     The scope is cancelled to abort the handler, or to unwind it for a suspension.
     """
 
-    __slots__ = ("_ctx", "_driver", "_limit", "_step", "_suspender")
+    __slots__ = ("_ctx", "_driver", "_error", "_guarding", "_limit", "_result", "_step", "_suspender")
 
     _ending: type[Finished | Undone] = Finished
 
@@ -55,6 +58,9 @@ class Attempt:
         self._suspender: Suspender = Suspender(step.id, scope)
         self._ctx: StepContext[Any, Any, Any] = StepContext(driver, step, self._suspender)
         self._limit: trio.CancelScope | None = None
+        self._guarding: Guarding | None = None
+        self._error: BaseException | None = None
+        self._result: Any = None
 
     @property
     def _held(self) -> dict[str, Any]:
@@ -111,10 +117,41 @@ class Attempt:
     async def _call(self) -> Happening:
         if self._step.has_predicates and await self._is_skipped():
             return Skipped(**self._held, release=self._driver.leaving)
+        if self._driver.workflow.hooks is not None:
+            await self._admit()
         self._suspender.entered()
         handler = self._step.handler
         result = await (handler(self._ctx) if self._step.is_async else self._in_thread(handler))
+        if self._guarding is not None:
+            self._result = result
         return self._finished(result)
+
+    async def _admit(self) -> None:
+        """Middleware is told, at the expense of nobody's timeout; guards are asked once in each attempt."""
+        limit = self._limit
+        if limit is not None:
+            left, limit.deadline = limit.deadline - trio.current_time(), math.inf
+            await tell_entry(self._driver, self._ctx)
+            limit.deadline = trio.current_time() + left
+        else:
+            await tell_entry(self._driver, self._ctx)
+        hooks = self._driver.workflow.hooks
+        if hooks is not None and hooks.guards:
+            self._guarding = Guarding(self._driver, self._ctx)
+            attempt = self._ctx.attempt
+            records = self._driver.run.records.values()
+            await self._guarding.admit(again=any(record.attempt == attempt for record in records))
+
+    def ending(self) -> None:
+        """How it ended is about to be committed: whoever is told of it shall see this attempt, not the next one."""
+        self._suspender.ended_attempt = self._ctx.attempt
+
+    async def tell(self, happening: Happening, error: BaseException | None) -> None:
+        """Tell guards and middleware what was committed; `error`: in place of what the handler has brought."""
+        failure, self._error = error or self._error, None
+        if self._guarding is not None and isinstance(happening, Finished | AttemptFailed):
+            await self._guarding.tell(self._result if isinstance(happening, Finished) else None, failure)
+        await tell_end(self._driver, self._ctx, happening, failure)
 
     def settle(self, happening: Happening | None) -> Happening | None:
         """What may be written, given why the handler was stopped, if it was; None if nothing may.
@@ -193,6 +230,8 @@ class Attempt:
 
     def failed(self, error: BaseException) -> AttemptFailed | UndoFailed:
         """The attempt failed with this error."""
+        if self._driver.workflow.hooks is not None:
+            self._error = error
         return AttemptFailed(
             error=describe_error(error, self._step.id),
             retriable=self._step.options.retry_on.allows(error),

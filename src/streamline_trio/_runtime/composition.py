@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from hashlib import sha256
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import trio
 from typing_extensions import TypeForm
@@ -14,6 +15,7 @@ from streamline_trio._core.checking import check_reason
 from streamline_trio._core.errors import ValidationError
 from streamline_trio._core.signals import Signal, signal_name
 from streamline_trio._runtime.frames import escape
+from streamline_trio._runtime.guards import guarded
 from streamline_trio._runtime.loop import Done, Loop, Next, check_loop, decoder_of_states
 from streamline_trio._runtime.pieces import Pieces
 from streamline_trio._runtime.scatter import Scatter, check_fns
@@ -71,7 +73,8 @@ class Composition(Waits):
         check_reason(name, "the name of a scatter", shortest=1)
         path = self._suspender.composite("scatter", name)
         await trio.lowlevel.checkpoint_if_cancelled()
-        return await Scatter(self._pieces(), path, fns, concurrency, decoder).run()
+        guard = partial(guarded, self._driver, cast("Any", self))
+        return await Scatter(self._pieces(), path, fns, concurrency, decoder, guarded=guard).run()
 
     @overload
     async def loop(
@@ -130,12 +133,17 @@ class Composition(Waits):
         frame = self._suspender.strand.frame
         to = "" if target is None else f"@{escape(target).replace(':', '~2')}"
         call = f"emit{to}:{escape(wanted)}"
-        path = f"{frame.prefix}{call}#{frame.ordinal(call)}"
+        path = f"{self._compensation}{frame.prefix}{call}#{frame.ordinal(call)}"
         if path in self._driver.run.pieces:
             await trio.lowlevel.checkpoint()
             return
         await self._driver.services.emit(signal, payload, run=target, id=self._emission_id(path))
         await self._pieces().save(path, _NOTHING)
+
+    @property
+    def _compensation(self) -> str:
+        """What tells the emissions of a compensation from those of the step, and of other compensations."""
+        return f"compensate/{escape(self._step.id)}/" if self._driver.is_undoing else ""
 
     def _emission_id(self, path: str) -> str:
         generation = self._driver.run.step(self._step.id).generation

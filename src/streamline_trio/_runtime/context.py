@@ -20,7 +20,9 @@ from streamline_trio._core.errors import (
 )
 from streamline_trio._core.happenings import CheckpointSaved, Memoized, StateSet
 from streamline_trio._core.step import Step, step_id_of
+from streamline_trio._runtime.approvals import Approvals
 from streamline_trio._runtime.composition import Composition
+from streamline_trio._runtime.history import Histories
 from streamline_trio._runtime.joining import Joins
 from streamline_trio._runtime.limits import check_size
 from streamline_trio._runtime.outputs import OutputsView
@@ -37,7 +39,7 @@ _LONGEST_KEY = 500
 _LONGEST_NAME = 100
 
 
-class StepContext(Composition, Joins, Generic[InputT, StateT, OutputsT]):
+class StepContext(Approvals, Composition, Joins, Histories, Generic[InputT, StateT, OutputsT]):
     """One entry of one step's handler. Valid while the handler runs, in its task and its children.
 
     Methods that write are durable when they return and raise `LeaseLost` when the run is no longer this
@@ -67,7 +69,7 @@ class StepContext(Composition, Joins, Generic[InputT, StateT, OutputsT]):
         Crashed calls count; re-entries after a wait and calls handed back by a drain do not. In a compensation:
         calls of that.
         """
-        return self._driver.attempt_of(self._step.id)
+        return self._suspender.ended_attempt or self._driver.attempt_of(self._step.id)
 
     @property
     def tenant(self) -> str | None:

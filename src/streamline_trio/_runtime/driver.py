@@ -28,6 +28,7 @@ from streamline_trio._core.store import AppendRows, RowKind, Touched
 from streamline_trio._runtime.attempt import Attempt, describe_error
 from streamline_trio._runtime.handler_scope import HandlerScope
 from streamline_trio._runtime.outputs import Found
+from streamline_trio._runtime.progress import ProgressEntry, progress_row
 from streamline_trio._runtime.services import Services
 from streamline_trio._runtime.threads import HandlerThreads
 from streamline_trio._runtime.undoing import Undoing
@@ -53,22 +54,12 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     data: dict[str, Any] = {}
 
 
-class ProgressEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The last progress that a handler told; `at` in milliseconds since the epoch."""
-
-    at: int
-    step: str
-    attempt: int
-    percent: float | None = None
-    message: str | None = None
-    data: dict[str, Any] = {}
-
-
 class Driver:
     """The task that holds a run."""
 
     __slots__ = (
         "_done",
+        "_ended",
         "_entered",
         "_must_leave",
         "_once_locks",
@@ -102,6 +93,7 @@ class Driver:
         self._over = over
         self._entered: Attempt | None = None
         self._must_leave = False
+        self._ended: Attempt | None = None
         self._scope = HandlerScope()
         self.abort_reason: AbortReason | None = None
         self.leaving: bool = False
@@ -191,6 +183,8 @@ class Driver:
         finally:
             self._entered = None
             attempt.end()
+        if self.workflow.hooks is not None and not self.is_undoing:
+            self._ended = attempt
         return attempt.settle(happening)
 
     def _attempt(self, step: Step[Any], scope: trio.CancelScope) -> Attempt:
@@ -227,6 +221,10 @@ class Driver:
     async def _commit_step(self, happening: Happening) -> None:
         """Commit how an entry ended; what cannot be stored fails the attempt instead."""
         self._pack_rows()
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended.ending()
+        failure: StreamlineError | None = None
         try:
             await self.writer.commit(happening)
             if isinstance(happening, UndoFailed):
@@ -236,7 +234,10 @@ class Driver:
         except StreamlineError as error:
             if isinstance(happening, HandedBack | CancelUnwound | DeadlinePassed):
                 raise
-            await self.writer.commit(self._as_failure(error, release=self.leaving))
+            failure, happening = error, self._as_failure(error, release=self.leaving)
+            await self.writer.commit(happening)
+        if ended is not None:
+            await ended.tell(happening, failure)
 
     def _log_failure(self, happening: UndoFailed) -> None:
         compensation = self.run.step(happening.step).compensation
@@ -359,7 +360,7 @@ class Driver:
             message=None if message is None else storable_text(message, _MAX_TOLD),
             data=dict(data),
         )
-        row = _encode_entry(entry)
+        row = progress_row(entry)
         origin = self.run.origin
         event = StepProgress(
             run_id=origin.id,
@@ -462,7 +463,7 @@ def _stray(step: str, error: BaseException) -> StreamlineError:
     return failure
 
 
-def _encode_entry(entry: LogEntry | ProgressEntry) -> bytes:
+def _encode_entry(entry: LogEntry) -> bytes:
     """Telling never fails: what cannot be stored is told as text."""
     try:
         return payload.encode(entry, what="entry")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import msgspec
 import whenever
 from typing_extensions import Unpack
 
 from streamline_trio._core import payload as payloads
+from streamline_trio._core.approvals import approval, rejection
 from streamline_trio._core.checking import check_reason, is_text
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
@@ -50,7 +51,7 @@ _LONGEST_ID = 1000
 
 
 class PendingWait(msgspec.Struct, frozen=True, kw_only=True):
-    """A person is waited for."""
+    """A person is waited for; `approval`: to approve or reject."""
 
     run_id: str
     workflow: str
@@ -62,6 +63,7 @@ class PendingWait(msgspec.Struct, frozen=True, kw_only=True):
     due_at: whenever.Instant | None
     user: str | None
     tags: tuple[str, ...]
+    approval: bool = False
 
 
 class Engine:
@@ -272,6 +274,21 @@ class Engine:
         run, digest = await self._by_token(token)
         await self._act_by_token(run, Withdrawn(token=digest, reason=reason))
 
+    async def approve(self, token: str, data: Any = None) -> None:
+        """Approve what the token belongs to. `TokenInvalid`, or `ValidationError` for data that does not fit.
+
+        A wait that is no approval takes it only if what it returns has the form of an approval.
+        """
+        await self._decide(token, approval(data), "approve")
+
+    async def reject(self, token: str, reason: str | None = None) -> None:
+        """Reject what the token belongs to, as `approve` does. `TokenInvalid`, `ValidationError`."""
+        await self._decide(token, rejection(reason), "reject")
+
+    async def _decide(self, token: str, payload: bytes, verb: Literal["approve", "reject"]) -> None:
+        run, digest = await self._by_token(token)
+        await self._act_by_token(run, Answered(payload=payload, token=digest, verb=verb))
+
     async def _by_token(self, token: str) -> tuple[str, str]:
         if not is_text(token, _LONGEST_ID):
             raise TokenInvalid("this token is unknown, used or expired")
@@ -328,6 +345,7 @@ def _pending_of(run: RunDoc) -> list[PendingWait]:
             due_at=None if record.due_at is None else instant_of(record.due_at),
             user=run.origin.user,
             tags=run.origin.tags,
+            approval=record.approval,
         )
         for record in run.records.values()
         if record.is_open and record.kind == "human"

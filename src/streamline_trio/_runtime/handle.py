@@ -11,6 +11,7 @@ import trio
 import whenever
 
 from streamline_trio._core import payload
+from streamline_trio._core.approvals import approval, rejection
 from streamline_trio._core.checking import check_reason
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.durations import instant_of, seconds_of
@@ -28,8 +29,12 @@ from streamline_trio._core.happenings import (
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.step import Step, step_id_of
 from streamline_trio._core.store import RowKind
-from streamline_trio._runtime.driver import LogEntry, ProgressEntry
+from streamline_trio._runtime.driver import LogEntry
 from streamline_trio._runtime.driving import drive
+from streamline_trio._runtime.forking import fork
+from streamline_trio._runtime.history import pinning
+from streamline_trio._runtime.metrics import RunMetrics, run_metrics
+from streamline_trio._runtime.progress import ProgressEntry
 from streamline_trio._runtime.snapshot import Run
 from streamline_trio._runtime.timeline import TimelineEntry, timeline
 from streamline_trio._runtime.tree import RunTree, tree_of
@@ -164,6 +169,12 @@ class RunHandle:
         store = machinery.services.store
         return await machinery.services.read(lambda: store.rows(self.id, kind))
 
+    async def metrics(self) -> RunMetrics:
+        """How often and how long the run's steps ran and waited, and the run as a whole; up to now."""
+        machinery = self._machinery
+        run = await machinery.load(self.id)
+        return run_metrics(run, await machinery.plan_of(run), machinery.services.clock.now())
+
     async def timeline(self) -> list[TimelineEntry]:
         """What happened when, by which worker and attempt; bounded per step."""
         return timeline(await self._machinery.load(self.id))
@@ -197,6 +208,18 @@ class RunHandle:
         """
         given = None if payload is _NOT_GIVEN else _encoded(payload, self.id)
         await self._act(Answered(payload=given, step=_step_id(step)))
+
+    async def approve(self, data: Any = None, *, step: str | Step[Any] | None = None) -> None:
+        """Approve what the run (the step) waits for. `InvalidState`; `ValidationError` for data that does not fit.
+
+        As `resume` it answers the one open wait, durably. A wait that is no approval takes it only if what it
+        returns has the form of an approval.
+        """
+        await self._act(Answered(payload=approval(data), step=_step_id(step), verb="approve"))
+
+    async def reject(self, reason: str | None = None, *, step: str | Step[Any] | None = None) -> None:
+        """Reject what the run (the step) waits for, as `approve` does. `InvalidState`, `ValidationError`."""
+        await self._act(Answered(payload=rejection(reason), step=_step_id(step), verb="reject"))
 
     async def withdraw(self, reason: str | None = None, *, step: str | Step[Any] | None = None) -> None:
         """End the one open human wait without an answer: it raises `WaitWithdrawn` in the handler."""
@@ -236,6 +259,26 @@ class RunHandle:
         run.
         """
         await self._act(Retried())
+
+    async def fork(self, from_step: str | Step[Any]) -> RunHandle:
+        """Start another run that begins at a step this run has come to, with what it has of the steps before.
+
+        The new run has the same input, tenant, user, tags, meta, priority and version, the state as it is now, and
+        the outputs, checkpoints and `once` results of earlier steps; no idempotency key, no signals. Each call
+        makes one more. Durable when it returns; atomic; a cancel point. Raises `StepNotFound`, and `InvalidState`
+        for a draft, a step that the run has not come to, or one after a step that has been undone. If the
+        acknowledgement is lost (`StoreUnavailable`), the fork may be there.
+        """
+        return RunHandle(self._machinery, await fork(self._machinery, self.id, step_id_of(from_step)))
+
+    async def pin_output(self, version: int, step: str | Step[Any]) -> None:
+        """Make an output of a finished step's history its output again; idempotent.
+
+        Steps that have read the present output are not run again. The output that is replaced is not added to the
+        history. Raises `StepNotFound`, `ValidationError` for a version that is not there, and `InvalidState` for a
+        step that is not done or a run that is cancelled. Durable when it returns; atomic; a cancel point.
+        """
+        await self._act(pinning(version, step_id_of(step)))
 
     async def drive(self) -> Run:
         """Claim the run and drive it here until it parks or settles; the run as it then is.

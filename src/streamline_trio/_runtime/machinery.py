@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,10 @@ from streamline_trio._core.errors import (
     RunNotFound,
     StoreUnavailable,
     ValidationError,
+    WorkflowNotFound,
 )
 from streamline_trio._core.happenings import CancelAsked, Happening, Rewound
+from streamline_trio._core.plan import Plan
 from streamline_trio._core.store import Applied, Failed, KeyTaken, Update
 from streamline_trio._runtime.claimer import Claimer
 from streamline_trio._runtime.committer import Outcome
@@ -58,6 +61,12 @@ class Machinery:
     async def view(self, run: RunDoc) -> Run:
         """The public snapshot of a stored run; in plain data where its types are unknown or have changed."""
         return await view(self.services, run)
+
+    async def plan_of(self, run: RunDoc) -> Plan | None:
+        """The plan that a stored run is pinned to, if there is one."""
+        with suppress(WorkflowNotFound):
+            return await self.services.read(lambda: self.registry.plan_for(run, self.services.store))
+        return None
 
     def output(self, run: RunDoc) -> Any:
         """What a run that is done has come to; as plain data where its type is unknown or has changed."""

@@ -12,7 +12,7 @@ import heapq
 import inspect
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -65,8 +65,11 @@ class Scatter:
         fns: Mapping[str, Callable[[], Any]],
         concurrency: int | None,
         decoder: payload.Decoder,
+        *,
+        guarded: Callable[..., Awaitable[Any]],
     ) -> None:
         self._pieces = pieces
+        self._guarded = guarded
         self._driver = pieces.driver
         self._suspender = pieces.suspender
         self._decoder = decoder
@@ -221,9 +224,13 @@ class Scatter:
         return self._pieces.encoded(value, self._what(key), self._decoder)
 
     async def _call(self, key: Key) -> Any:
-        """The one place where the function of a key is called."""
-        value = key.fn()
-        return await value if inspect.isawaitable(value) else value
+        """The one place where the function of a key is called; guards are asked once in each attempt."""
+        if self._driver.workflow.hooks is None:
+            return await _value_of(key.fn)
+        run, attempt = self._driver.run, self._pieces.attempt
+        known = self._suspender.known(run).records.of(key.prefix) if run.records else ()
+        again = any(name in run.records and run.records[name].attempt == attempt for name in known)
+        return await self._guarded(key.name, lambda: _value_of(key.fn), again=again)
 
     def _park(self, key: Key, strand: Strand) -> None:
         assert isinstance(strand.wanted, Parking), "a key unwinds by itself only to wait"
@@ -331,6 +338,11 @@ async def _let_others_run() -> None:
     """What is about to suspend does so now, and costs no write of its own."""
     for _ in range(_TURNS):
         await trio.lowlevel.checkpoint()
+
+
+async def _value_of(fn: Callable[[], Any]) -> Any:
+    value = fn()
+    return await value if inspect.isawaitable(value) else value
 
 
 def _parking(key: Key) -> Parking:

@@ -14,6 +14,7 @@ from streamline_trio._core.documents import (
     CompensationDoc,
     CompensationStatus,
     ErrorDoc,
+    ForkedFrom,
     Lease,
     Parent,
     Record,
@@ -26,6 +27,7 @@ from streamline_trio._core.joins import bits_of
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.rollback import in_undo_order
 from streamline_trio._core.status import RunStatus, StepStatus
+from streamline_trio._runtime.history import OutputVersion, output_versions
 
 
 class RunError(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,8 +43,9 @@ class RunError(msgspec.Struct, frozen=True, kw_only=True):
 class WaitState(msgspec.Struct, frozen=True, kw_only=True):
     """An open wait of a step: for a timer, a person (`human`), a signal, a child or a join.
 
-    `child` is the run id of a child. Of a join, `policy` and how many `branches` it has, of which `started` have
-    been started and `ended` have settled; the run id of one is `child`, a hyphen, and its number from 0.
+    `approval`: the person is to approve or reject. `child` is the run id of a child. Of a join, `policy` and how
+    many `branches` it has, of which `started` have been started and `ended` have settled; the run id of one is
+    `child`, a hyphen, and its number from 0.
     """
 
     kind: str
@@ -57,6 +60,7 @@ class WaitState(msgspec.Struct, frozen=True, kw_only=True):
     branches: int = 0
     started: int = 0
     ended: int = 0
+    approval: bool = False
 
 
 class ScheduledStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +91,11 @@ class RunCompensation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepState(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of a run. `duration` is in seconds; `wait` is the first open wait."""
+    """A step of a run. `duration` is in seconds; `wait` is the first open wait.
+
+    `history` holds earlier outputs, as far as `keep_outputs` allows; `pinned` is the version that the output was
+    taken from, if it was.
+    """
 
     id: str
     status: StepStatus
@@ -100,7 +108,7 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True):
     wait: WaitState | None = None
     retry_at: whenever.Instant | None = None
     checkpoints: dict[str, Any] = {}
-    history: tuple[Any, ...] = ()
+    history: tuple[OutputVersion, ...] = ()
     pinned: int | None = None
     compensation: CompensationState | None = None
 
@@ -139,6 +147,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     cancel_requested: bool
     cancel_reason: str | None
     compensation: RunCompensation | None = None
+    forked_from: ForkedFrom | None = None
 
 
 _plain = payload.decoder(Any)
@@ -182,6 +191,7 @@ def snapshot(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None
         cancel_requested=head.cancel_requested,
         cancel_reason=head.cancel_reason,
         compensation=_undone(run),
+        forked_from=origin.forked_from,
     )
 
 
@@ -231,6 +241,8 @@ def _step(step_id: str, run: RunDoc, workflow: Workflow[Any, Any] | None, checkp
         wait=_wait(run) if step_id == run.head.current_step else None,
         retry_at=_instant(doc.retry_at),
         checkpoints=checkpoints,
+        history=_history(doc, step_id, workflow) if doc.history else (),
+        pinned=doc.pinned,
         compensation=_compensation(step_id, run),
     )
 
@@ -261,6 +273,11 @@ def _undone(run: RunDoc) -> RunCompensation | None:
     if not known:
         return None
     return RunCompensation(steps={step_id: known[step_id] for step_id in in_undo_order(run.steps, known)})
+
+
+def _history(doc: StepDoc, step_id: str, workflow: Workflow[Any, Any] | None) -> tuple[OutputVersion, ...]:
+    step = None if workflow is None else workflow.steps.get(step_id)
+    return output_versions(doc, step_id, None if step is None else step.decoder)
 
 
 def _checkpoints(run: RunDoc) -> dict[str, dict[str, Any]]:
@@ -296,6 +313,7 @@ def wait_state(record: Record) -> WaitState:
         branches=record.branches,
         started=record.started,
         ended=bits_of(record.ended).bit_count(),
+        approval=record.approval,
     )
 
 

@@ -92,12 +92,24 @@ class Sleeper(Protocol):
 class Suspender:
     """One entry of one handler: its strands, and what they have asked so far."""
 
-    __slots__ = ("_is_paused", "_known", "_sleepers", "_step", "_strands", "ended", "replayed", "root", "sleeping")
+    __slots__ = (
+        "_is_paused",
+        "_known",
+        "_sleepers",
+        "_step",
+        "_strands",
+        "ended",
+        "ended_attempt",
+        "replayed",
+        "root",
+        "sleeping",
+    )
 
     def __init__(self, step: str, scope: trio.CancelScope) -> None:
         self.root: Strand = Strand(scope)
         self.replayed: dict[str, int] = {}
         self.ended: bool = False
+        self.ended_attempt: int = 0
         self.sleeping: dict[str, Sleeper] = {}
         self._sleepers: list[Sleeper] = []
         self._is_paused = False

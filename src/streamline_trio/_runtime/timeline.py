@@ -14,6 +14,7 @@ from streamline_trio._core.status import SETTLED
 
 EntryKind = Literal[
     "created",
+    "forked",
     "started",
     "attempt",
     "failed",
@@ -26,12 +27,18 @@ EntryKind = Literal[
     "compensating",
     "compensated",
     "compensation_failed",
+    "replaced",
+    "pinned",
     "settled",
 ]
+MAX_ENTRIES = 1000
 
 
 class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that happened; `ended_at` is None for what lasts or has no length."""
+    """One thing that happened; `ended_at` is None for what lasts or has no length.
+
+    `replaced` is an output that goto or rewind has put into the history; a wait that they have closed is `dropped`.
+    """
 
     at: whenever.Instant
     kind: EntryKind
@@ -43,9 +50,14 @@ class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def timeline(run: RunDoc) -> list[TimelineEntry]:
-    """In order of time; bounded: of each step the last tries and waits are known."""
+    """In order of time; bounded: of each step the last tries and waits are known, of all that the last 1,000."""
     head = run.head
-    entries = [_entry(run.origin.created_at, "created")]
+    created = _entry(run.origin.created_at, "created")
+    entries = [created]
+    forked_from = run.origin.forked_from
+    if forked_from is not None:
+        detail = f"from run {forked_from.run} at step {forked_from.step}"
+        entries.append(_entry(run.origin.created_at, "forked", step=forked_from.step, detail=detail))
     if head.started_at is not None:
         entries.append(_entry(head.started_at, "started"))
     for step_id, step in run.steps.items():
@@ -59,7 +71,8 @@ def timeline(run: RunDoc) -> list[TimelineEntry]:
             entries.append(_entry(record.opened_at, "waiting", step=head.current_step, detail=what))
     if head.status in SETTLED and head.ended_at is not None:
         entries.append(_entry(head.ended_at, "settled", detail=head.status))
-    return sorted(entries, key=lambda entry: entry.at.timestamp(unit="nanosecond"))
+    entries.sort(key=lambda entry: entry.at.timestamp(unit="nanosecond"))
+    return entries if len(entries) <= MAX_ENTRIES else [created, *entries[1 - MAX_ENTRIES :]]
 
 
 def _of_step(step_id: str, step: StepDoc) -> list[TimelineEntry]:
@@ -86,6 +99,12 @@ def _of_step(step_id: str, step: StepDoc) -> list[TimelineEntry]:
                 worker=step.worker,
             )
         )
+    entries += [
+        _entry(kept.at, "replaced", step=step_id, attempt=kept.attempts, detail=f"output {kept.version}")
+        for kept in step.history
+    ]
+    if step.pinned_at is not None:
+        entries.append(_entry(step.pinned_at, "pinned", step=step_id, detail=f"output {step.pinned}"))
     if step.retry_at is not None:
         entries.append(_entry(step.retry_at, "retrying", step=step_id, attempt=step.attempts + 1))
     return entries

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import trio
 
@@ -30,7 +30,7 @@ class Unsuspendable(Suspender):
         super().__init__(step, scope)
         self.refused: SuspensionError | None = None
 
-    def require_possible(self, what: str) -> None:
+    def require_possible(self, what: str) -> Never:
         """Raise `SuspensionError`, and remember it: the compensation has failed, also if it catches it."""
         self.refused = SuspensionError(
             f"step {self._step}: {what} was called in its compensation, which is non-suspending:"

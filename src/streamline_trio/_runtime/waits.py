@@ -12,8 +12,9 @@ import whenever
 from typing_extensions import TypeForm
 
 from streamline_trio._core import payload
+from streamline_trio._core.approvals import undecided
 from streamline_trio._core.checking import check_reason
-from streamline_trio._core.documents import Record
+from streamline_trio._core.documents import FAILED_OUTCOMES, Record
 from streamline_trio._core.durations import instant_millis, seconds_of, to_millis
 from streamline_trio._core.errors import StepNotFound, WaitTimedOut, WaitWithdrawn
 from streamline_trio._core.happenings import Ask, WaitOpened
@@ -223,6 +224,8 @@ class Waits(Entry):
         return ask
 
     def _outcome(self, ask: Ask, outcome: str | None, value: bytes | None, note: str | None) -> bytes:
+        if ask.approval and outcome in FAILED_OUTCOMES:
+            return undecided(outcome, note)
         title = ask.name or ask.reason or ask.signal
         if outcome == "timed_out":
             raise WaitTimedOut(f"nobody answered {title!r} in time", step=self._step.id, wait=title)

@@ -32,7 +32,8 @@ class WentTo(BaseException):
 class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, repr_omit_defaults=True):
     """A suspension that a handler asked for: a `timer`, a `human` wait or a `signal`.
 
-    `due_at` is when a sleep ends, or a wait times out; `token` is the one that was passed on, if any.
+    `due_at` is when a sleep ends, or a wait times out; `token` is the one that was passed on, if any; `approval`
+    tells `request_approval` from `wait`.
     """
 
     kind: Literal["timer", "human", "signal"]
@@ -43,6 +44,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, repr_
     match: dict[str, Any] | None = None
     meta: dict[str, Any] | None = None
     token: str | None = None
+    approval: bool = False
 
     @property
     def title(self) -> str:

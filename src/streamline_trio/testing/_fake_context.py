@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Never
 
@@ -31,6 +31,7 @@ from streamline_trio._runtime.state import with_fields
 from streamline_trio._runtime.tokens import check_token
 from streamline_trio.testing._fake_answers import Answers, AnswersLike, Asked, WentTo
 from streamline_trio.testing._fake_composition import Emitted, Lines
+from streamline_trio.testing._fake_people import FakePeople
 from streamline_trio.testing._fake_task import OwnTask
 from streamline_trio.testing._time import START
 
@@ -46,7 +47,7 @@ _NO_STEP = "step"
 _CONTAINERS = (dict, list, tuple, set, frozenset, type(None))
 
 
-class FakeContext(StepContext[InputT, StateT, OutputsT]):
+class FakeContext(FakePeople[InputT, StateT, OutputsT]):
     """A `StepContext` for unit tests: call a handler with it, and look at what it did.
 
     It needs no engine and no store. What a handler keeps is kept in the fake; sleeps end at once; waits are
@@ -61,6 +62,7 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
         input: the run's input.
         state: the run's state; without it, as in a run: what the workflow makes of the input, or a copy of it.
         outputs: of finished steps, by handle or id.
+        history: earlier outputs, oldest first, by handle or id.
         answers: by name, reason or signal (each is taken once); several of one name as a list of pairs. An
             exception is raised, `WaitTimedOut` and `WaitWithdrawn` also as classes.
         attempt: which call of the handler this is, from 1.
@@ -81,6 +83,7 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
         frames: the frames of `stream`.
         heartbeats: how often `heartbeat` was called.
         emitted: the signals of `emit`.
+        pins: the step and version of each `pin_output`.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
         input: Any = None,
         state: Any = _INPUT,
         outputs: Mapping[Any, Any] | None = None,
+        history: Mapping[Any, Sequence[Any]] | None = None,
         answers: AnswersLike = (),
         attempt: int = 1,
         checkpoints: Mapping[str, Any] | None = None,
@@ -125,6 +129,7 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
         self._once_locks: dict[str, trio.Lock] = {}
         self._set_data(input, state)
         self._outputs = {step_id_of(key): self._stored_output(key, value) for key, value in (outputs or {}).items()}
+        self._set_history(history)
         self._checkpoints = _stored(checkpoints, "checkpoint")
         self._memos = _stored(memos, "memo")
 

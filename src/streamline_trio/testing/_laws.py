@@ -96,8 +96,13 @@ def _check_rest(run: RunDoc) -> None:
         assert head.current_step is None
         assert not run.records
     if head.status == "draft":
-        assert (head.current_step, head.started_at, head.fence) == (None, None, 0)
-        assert not run.steps
+        assert (head.started_at, head.fence) == (None, 0)
+        if run.origin.forked_from is None:
+            assert head.current_step is None
+            assert not run.steps
+        else:
+            assert head.current_step == run.origin.forked_from.step
+            assert all(step.status in {"done", "skipped"} for step in run.steps.values())
 
 
 def _check_steps(run: RunDoc, plan: Plan) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from streamline_trio._core import happenings as h
 from streamline_trio._core.decide import (
     answering,
+    archiving,
     claiming,
     compensating,
     composing,
@@ -25,6 +26,7 @@ from streamline_trio._core.decide import (
     suspending,
 )
 from streamline_trio._core.decide.admission import StartRequest, admit
+from streamline_trio._core.decide.forking import ForkRequest, fork
 from streamline_trio._core.decide.turn import Decision, Turn
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.plan import Plan
@@ -60,6 +62,7 @@ _RULES: dict[type[h.Happening], Callable[[Turn, Any], bool | None]] = {
     h.UnpauseAsked: steering.unpause_asked,
     h.Rewound: steering.rewound,
     h.Retried: steering.retried,
+    h.OutputPinned: archiving.output_pinned,
 }
 
 
@@ -81,4 +84,4 @@ def decide(run: RunDoc, happening: h.Happening, plan: Plan, now: int, commit: in
     return turn.build(commit)
 
 
-__all__ = ["Decision", "StartRequest", "admit", "decide"]
+__all__ = ["Decision", "ForkRequest", "StartRequest", "admit", "decide", "fork"]

@@ -6,6 +6,8 @@ attention is asked for. An answer wins over a deadline until a worker has commit
 
 from __future__ import annotations
 
+import hmac
+
 from streamline_trio._core.decide.matching import check_shape, open_for
 from streamline_trio._core.decide.turn import Turn
 from streamline_trio._core.documents import Message, Outcome, Record
@@ -22,8 +24,10 @@ _CHILDREN = {"child": "child", "join": "branches"}
 
 def answered(turn: Turn, happening: Answered) -> None:
     """Give an open wait its payload; that of a child is its output, in place of the child, which is cancelled."""
-    key = _find(turn, "resume", happening.token, happening.step)
+    key = _find(turn, happening.verb, happening.token, happening.step)
     record = turn.records[key]
+    if happening.verb != "resume" and record.kind != "human":
+        raise turn.invalid(happening.verb, "what it waits for is not a person", "waiting")
     payload = happening.payload
     if record.kind == "join" or (record.kind == "child" and payload is None):
         raise turn.invalid("resume", f"it waits for its {_CHILDREN[record.kind]}, not for an answer", "waiting")
@@ -104,7 +108,7 @@ def _find(turn: Turn, action: str, token: str | None, step: str | None) -> str:
 
 def _find_by_token(turn: Turn, token: str) -> str:
     for key, record in turn.records.items():
-        if record.outcome is None and token in record.tokens:
+        if record.outcome is None and any(hmac.compare_digest(token, known) for known in record.tokens):
             return key
     raise TokenInvalid("this token is unknown, used or expired")
 

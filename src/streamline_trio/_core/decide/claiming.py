@@ -121,7 +121,7 @@ def _take(turn: Turn, worker: str) -> None:
 def _start(turn: Turn, worker: str) -> None:
     turn.to("running")
     _note_start(turn)
-    turn.begin(turn.plan.first, worker)
+    turn.begin(turn.current_step or turn.plan.first, worker)
 
 
 def _note_start(turn: Turn) -> None:

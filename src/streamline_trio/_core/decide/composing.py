@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from streamline_trio._core.decide.compensating import require_entered
 from streamline_trio._core.decide.suspending import open_wait
 from streamline_trio._core.decide.turn import Turn
 from streamline_trio._core.documents import Piece
@@ -11,7 +12,10 @@ from streamline_trio._core.happenings import PieceSaved, TimeCame, WaitsOpened
 def piece_saved(turn: Turn, happening: PieceSaved) -> bool:
     """Keep the piece in the same write that forgets what led to it. What has come to its end stays as it is."""
     turn.require_held(happening)
-    turn.require_running(happening.step)
+    if turn.status == "compensating":
+        require_entered(turn, happening.step)
+    else:
+        turn.require_running(happening.step)
     known = turn.pieces.get(happening.path)
     if known is not None and (known.done or known.round >= happening.round):
         return False

@@ -85,7 +85,7 @@ def retried(turn: Turn, _happening: Retried) -> bool:
         if turn.step(step_id).status == "failed":
             turn.move_step(step_id, "pending", ended_at=None, retry_at=None)
         turn.put_step(step_id, _replace(turn.step(step_id), attempts=0, failures=0, error=None))
-    forget_failed_outcomes(turn)
+    forget_failed_outcomes(turn, approvals=True)
     _make_memos(turn)
     turn.emit(WorkflowRetry, step=step_id)
     _take_up_again(turn)

@@ -11,6 +11,7 @@ from collections.abc import Collection
 
 import msgspec
 
+from streamline_trio._core.decide.archiving import archived, dropped_waits
 from streamline_trio._core.decide.turn import Turn
 from streamline_trio._core.documents import FAILED_OUTCOMES, ErrorDoc, StepDoc
 from streamline_trio._core.durations import to_millis
@@ -160,13 +161,21 @@ def overdue(turn: Turn) -> ErrorDoc:
 
 
 def reset_steps(turn: Turn, step_ids: Collection[str]) -> None:
-    """Make steps pending as if they had not run: a new generation, no output, no checkpoints."""
+    """Make steps pending as if they had not run: a new generation, no output but in the history, no checkpoints."""
     begun = {step_id for step_id in step_ids if step_id in turn.steps}
     if not begun:
         return
     for step_id in begun:
         step = turn.steps[step_id]
-        turn.put_step(step_id, StepDoc(generation=step.generation + 1, tries=step.tries))
+        turn.put_step(
+            step_id,
+            StepDoc(
+                generation=step.generation + 1,
+                tries=step.tries,
+                waits=dropped_waits(turn, step_id),
+                history=archived(turn, step_id),
+            ),
+        )
     if turn.changed("output_step") in begun:
         turn.change(output_step=_last_done(turn))
     turn.drop("checkpoints", [key for key in turn.checkpoints if key.partition("/")[0] in begun])
@@ -178,9 +187,13 @@ def _last_done(turn: Turn) -> str | None:
     return max(done)[1] if done else None
 
 
-def forget_failed_outcomes(turn: Turn) -> None:
-    """A wait that timed out or was withdrawn is asked afresh by the attempt that follows a failure."""
-    turn.drop("records", [key for key, record in turn.records.items() if record.outcome in FAILED_OUTCOMES])
+def forget_failed_outcomes(turn: Turn, *, approvals: bool = False) -> None:
+    """A wait that timed out or was withdrawn is asked afresh by the attempt that follows a failure.
+
+    An approval is told its outcome as a value, which attempts keep; only `retry` asks for that too.
+    """
+    failed = [key for key, record in turn.records.items() if record.outcome in FAILED_OUTCOMES]
+    turn.drop("records", [key for key in failed if approvals or not turn.records[key].approval])
 
 
 def restart_deadline(turn: Turn) -> None:

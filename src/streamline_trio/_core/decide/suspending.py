@@ -139,6 +139,7 @@ def _record(turn: Turn, step_id: str, ask: Ask) -> Record:
         match=ask.match,
         shape=ask.shape,
         meta=ask.meta,
+        approval=ask.approval,
         tokens=() if ask.token is None else (ask.token,),
         told=ask.told,
         unwound=ask.unwound,

@@ -1,0 +1,46 @@
+"""Forking a run: one insert of a draft that is due at once and begins in the middle."""
+
+from __future__ import annotations
+
+import trio
+
+from streamline_trio._core.decide import Decision, ForkRequest
+from streamline_trio._core.decide import fork as decide_fork
+from streamline_trio._core.errors import StoreUnavailable
+from streamline_trio._core.store import Applied, Failed, Insert
+from streamline_trio._runtime.committer import Outcome
+from streamline_trio._runtime.machinery import Machinery
+
+
+async def fork(machinery: Machinery, run_id: str, from_step: str) -> str:
+    """The id of the new run. It has what was read of the old one, whatever that does meanwhile."""
+    services = machinery.services
+    run = await machinery.load(run_id)
+    plan = await services.read(lambda: machinery.registry.plan_for(run, services.store))
+    while True:
+        now = services.clock.now()
+        new_id, start_id = services.chance.run_id(now), services.chance.commit_id()
+        request = ForkRequest(from_step=from_step, id=new_id, start_id=start_id)
+        outcome = await _insert(machinery, decide_fork(run, request, plan, now))
+        if isinstance(outcome, Applied):
+            return new_id
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        if isinstance(outcome, StoreUnavailable):
+            raise StoreUnavailable(f"run {new_id}, a fork of {run_id}, may or may not be there") from outcome
+
+
+async def _insert(machinery: Machinery, decision: Decision) -> Outcome:
+    """Carried out, and told to whoever claims, also if the caller is gone."""
+    outcomes: list[Outcome] = []
+    told = trio.Event()
+
+    def tell(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if isinstance(outcome, Applied):
+            machinery.services.committed(decision.run, (decision,))
+        told.set()
+
+    machinery.services.committer.post(Insert(decision.run), tell)
+    await told.wait()
+    return outcomes[0]
