@@ -54,6 +54,7 @@ from streamline_trio._core.errors import (
     WorkflowNotFound,
 )
 from streamline_trio._core.events import (
+    DefinitionChanged,
     EngineError,
     Event,
     SchedulerCircuitOpen,
@@ -69,6 +70,7 @@ from streamline_trio._core.events import (
     WorkflowCompleted,
     WorkflowDeadLettered,
     WorkflowFailed,
+    WorkflowMigrated,
     WorkflowPaused,
     WorkflowRecovered,
     WorkflowResumed,
@@ -131,6 +133,9 @@ from streamline_trio._runtime.stats import (
 from streamline_trio._runtime.timeline import (
     TimelineEntry,
 )
+from streamline_trio._runtime.version_history import (
+    VersionInfo,
+)
 from streamline_trio.stores.memory import (
     MemoryStore,
 )
@@ -147,6 +152,7 @@ __all__ = [
     "ChildFailed",
     "ConcurrencyLimitReached",
     "DataCorruption",
+    "DefinitionChanged",
     "DefinitionError",
     "Engine",
     "EngineError",
@@ -208,6 +214,7 @@ __all__ = [
     "TokenInvalid",
     "Unclaimable",
     "ValidationError",
+    "VersionInfo",
     "VersionMismatch",
     "WaitState",
     "WaitTimedOut",
@@ -218,6 +225,7 @@ __all__ = [
     "WorkflowCompleted",
     "WorkflowDeadLettered",
     "WorkflowFailed",
+    "WorkflowMigrated",
     "WorkflowNotFound",
     "WorkflowPaused",
     "WorkflowRecovered",

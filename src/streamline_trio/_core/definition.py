@@ -29,7 +29,7 @@ from streamline_trio._core.options import (
 from streamline_trio._core.outputs import check_outputs
 from streamline_trio._core.plan import Plan, make_plan
 from streamline_trio._core.refusal import refusal
-from streamline_trio._core.signature import Handler, read_handler
+from streamline_trio._core.signature import Handler, read_handler, takes_one_argument
 from streamline_trio._core.step import Step
 
 InputT = TypeVar("InputT", default=Any)
@@ -53,6 +53,9 @@ class StepDecorator(Protocol):
 
 StepsMap: TypeAlias = Mapping[str, Handler | StepSpec]
 
+Migrate: TypeAlias = Callable[[Any], Any]
+"""Gives the `Run` of another version as this version takes it over, or None; sync or async."""
+
 
 class WorkflowOptions(TypedDict, total=False):
     """The options of a workflow that do not bear on its type parameters."""
@@ -65,6 +68,7 @@ class WorkflowOptions(TypedDict, total=False):
     max_payload_bytes: int | None
     max_step_logs: int
     tags: Iterable[str]
+    migrate: Migrate | None
 
 
 class Workflow(Generic[InputT, StateT]):
@@ -73,7 +77,8 @@ class Workflow(Generic[InputT, StateT]):
     `input` is any type msgspec can convert. `state` makes the first state of a run from its
     input; without it the state begins as a copy of the input. `timeout` (seconds) bounds a
     whole run, `max_payload_bytes` each output, checkpoint and result of `once`,
-    `max_step_logs` the kept log lines of a run. Everything invalid raises `DefinitionError`.
+    `max_step_logs` the kept log lines of a run. `migrate` is asked to take over runs of
+    versions that no live worker has. Everything invalid raises `DefinitionError`.
     """
 
     @overload
@@ -120,6 +125,7 @@ class Workflow(Generic[InputT, StateT]):
         max_payload_bytes: int | None = None,
         max_step_logs: int = 1000,
         tags: Iterable[str] = (),
+        migrate: Migrate | None = None,
     ) -> None:
         if not is_id(id):
             raise DefinitionError(f"workflow {id!r}: its id must be {ID_RULE}", workflow=str(id))
@@ -129,6 +135,7 @@ class Workflow(Generic[InputT, StateT]):
         self.max_payload_bytes: int | None = self._checked("max_payload_bytes", max_payload_bytes, payload_limit)
         self.max_step_logs: int = self._checked("max_step_logs", max_step_logs, _step_logs)
         self.tags: tuple[str, ...] = self._checked("tags", tags, _tags)
+        self.migrate: Migrate | None = self._checked("migrate", migrate, _migrate)
         self.input_decoder: payload.Decoder = self._checked("input", input, payload.decoder)
         self.outputs_type = outputs
         self._defaults = self._checked_defaults(defaults)
@@ -299,6 +306,12 @@ def _version(value: object) -> str:
     if not is_version(value):
         raise ValidationError(f"must be {VERSION_RULE}, not {value!r}")
     return cast("str", value)
+
+
+def _migrate(value: Any) -> Migrate | None:
+    if value is not None and not (callable(value) and takes_one_argument(value)):
+        raise ValidationError(f"must be a function of a run, not {value!r}")
+    return cast("Migrate | None", value)
 
 
 def _step_logs(value: object) -> int:

@@ -74,6 +74,7 @@ async def _claim(machinery: Machinery, run: RunDoc, *, lease_dead: bool) -> Outc
         if run.origin.id not in crew.drivers:
             await crew.wait_changed()
         return None
+    machinery.claimer.drift.notice(run, workflow.plan)
     happening = Claimed(worker=worker, lease_dead=lease_dead, max_recoveries=services.options.max_recoveries)
     try:
         decision = decide(run, happening, workflow.plan, services.clock.now(), services.chance.commit_id())

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from streamline_trio._core import happenings as h
-from streamline_trio._core.decide import answering, claiming, noting, steering, stepping, suspending
+from streamline_trio._core.decide import answering, claiming, migrating, noting, steering, stepping, suspending
 from streamline_trio._core.decide.admission import StartRequest, admit
 from streamline_trio._core.decide.turn import Decision, Turn
 from streamline_trio._core.documents import RunDoc
@@ -32,6 +32,8 @@ _RULES: dict[type[h.Happening], Callable[[Turn, Any], bool | None]] = {
     h.CheckpointSaved: noting.checkpoint_saved,
     h.Memoized: noting.memoized,
     h.Claimed: claiming.claimed,
+    h.LeaseLapsed: claiming.lapsed,
+    h.Migrated: migrating.migrated,
     h.Answered: answering.answered,
     h.Withdrawn: answering.withdrawn,
     h.SignalArrived: answering.signal_arrived,
