@@ -63,6 +63,11 @@ def step_with(**fields: Any) -> Callable[[Run], Run]:
         pytest.param(step_with(status="pending"), r"steps\['first'\]\.status: it must stay", id="status"),
         pytest.param(step_with(attempts=9), r"steps\['first'\]\.attempts: it must stay", id="attempts"),
         pytest.param(step_with(checkpoints={"x": 1}), r"steps\['first'\]\.checkpoints: it must", id="checkpoints"),
+        pytest.param(
+            lambda run: replace(run, steps={"counted": run.steps["first"], "ask": run.steps["ask"]}),
+            r"steps\['counted'\]\.output: Expected `int`",
+            id="output of another type",
+        ),
         pytest.param(step_with(output=[1]), r"steps\['first'\]\.output: Expected `str`", id="unfit output"),
         pytest.param(
             lambda run: replace(run, steps={**run.steps, "ask": replace(run.steps["ask"], output=1)}),
@@ -88,6 +93,10 @@ def test_what_is_refused_is_told_once(migrate, why):
         @new.step
         async def first(_ctx: StepContext[Any, State]) -> str:
             return ""
+
+        @new.step
+        async def counted(_ctx: StepContext[Any, State]) -> int:
+            return 0
 
         @new.step
         async def ask(_ctx: StepContext[Any, State]) -> str:

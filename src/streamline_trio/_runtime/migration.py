@@ -14,6 +14,7 @@ from streamline_trio._core.errors import ValidationError, VersionMismatch
 from streamline_trio._core.happenings import Migrated
 from streamline_trio._core.naming import ID_RULE, is_id
 from streamline_trio._core.plan import Plan
+from streamline_trio._core.step import Step
 from streamline_trio._runtime.snapshot import Run, StepState, snapshot
 
 _MAY_DIFFER = frozenset({"version", "current_step", "state", "steps"})
@@ -78,7 +79,8 @@ def _steps(
         if step.id in run.steps:
             steps[new] = step.id
         if not _is_same(step.output, was.output, f"{where}.output"):
-            outputs[new] = _output(where, new, step, workflow)
+            outputs[new] = _output(where, step)
+        _check_output(where, outputs.get(new, run.step(step.id).output), workflow.steps.get(new))
     return steps, outputs
 
 
@@ -90,14 +92,16 @@ def _check_step(where: str, step: StepState, was: StepState) -> None:
             )
 
 
-def _output(where: str, new: str, step: StepState, workflow: Workflow[Any, Any]) -> bytes:
+def _output(where: str, step: StepState) -> bytes:
     if step.status != "done":
         raise _refused(f"{where}.output", f"a step that is {step.status} has none")
-    stored = payload.encode(step.output, what=f"{where}.output")
-    known = workflow.steps.get(new)
-    if known is not None:
-        known.decoder.decode(stored, what=f"{where}.output")
-    return stored
+    return payload.encode(step.output, what=f"{where}.output")
+
+
+def _check_output(where: str, output: bytes | None, step: Step[Any] | None) -> None:
+    """It must fit the step's type as it is now, also if it stays: better refused than failed by who reads it."""
+    if output is not None and step is not None:
+        step.decoder.decode(output, what=f"{where}.output")
 
 
 def _state(given: object, known: object, run: RunDoc, workflow: Workflow[Any, Any]) -> bytes | None:
