@@ -61,6 +61,7 @@ from streamline_trio._core.errors import (
     WorkflowNotFound,
 )
 from streamline_trio._core.events import (
+    DefinitionChanged,
     EngineError,
     Event,
     SchedulerCircuitOpen,
@@ -80,6 +81,7 @@ from streamline_trio._core.events import (
     WorkflowCompleted,
     WorkflowDeadLettered,
     WorkflowFailed,
+    WorkflowMigrated,
     WorkflowPaused,
     WorkflowRecovered,
     WorkflowResumed,
@@ -170,6 +172,9 @@ from streamline_trio._runtime.timeline import (
 from streamline_trio._runtime.tree import (
     RunTree,
 )
+from streamline_trio._runtime.version_history import (
+    VersionInfo,
+)
 from streamline_trio.stores.memory import (
     MemoryStore,
 )
@@ -190,6 +195,7 @@ __all__ = [
     "CompensationState",
     "ConcurrencyLimitReached",
     "DataCorruption",
+    "DefinitionChanged",
     "DefinitionError",
     "Done",
     "Engine",
@@ -266,6 +272,7 @@ __all__ = [
     "TokenInvalid",
     "Unclaimable",
     "ValidationError",
+    "VersionInfo",
     "VersionMismatch",
     "WaitState",
     "WaitTimedOut",
@@ -280,6 +287,7 @@ __all__ = [
     "WorkflowCompleted",
     "WorkflowDeadLettered",
     "WorkflowFailed",
+    "WorkflowMigrated",
     "WorkflowNotFound",
     "WorkflowPaused",
     "WorkflowRecovered",

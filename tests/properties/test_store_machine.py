@@ -97,6 +97,7 @@ origins = st.fixed_dictionaries(
 queries = st.builds(
     RunQuery,
     workflow=maybe_words,
+    version=maybe_words,
     status=st.none() | st.lists(st.sampled_from(RUN_STATUSES), max_size=4).map(tuple),
     tenant=maybe_words,
     user=maybe_words,

@@ -31,7 +31,7 @@ from streamline_trio._core.options import (
 from streamline_trio._core.outputs import check_outputs
 from streamline_trio._core.plan import Plan, make_plan
 from streamline_trio._core.refusal import refusal
-from streamline_trio._core.signature import Handler, read_handler
+from streamline_trio._core.signature import Handler, read_handler, takes_one_argument
 from streamline_trio._core.step import Step
 
 InputT = TypeVar("InputT", default=Any)
@@ -55,6 +55,9 @@ class StepDecorator(Protocol):
 
 StepsMap: TypeAlias = Mapping[str, Handler | StepSpec]
 
+Migrate: TypeAlias = Callable[[Any], Any]
+"""Gives the `Run` of another version as this version takes it over, or None; sync or async."""
+
 
 class WorkflowOptions(TypedDict, total=False):
     """The options of a workflow that do not bear on its type parameters."""
@@ -70,6 +73,7 @@ class WorkflowOptions(TypedDict, total=False):
     tags: Iterable[str]
     middleware: Iterable[object]
     guards: Iterable[object]
+    migrate: Migrate | None
 
 
 class Workflow(Generic[InputT, StateT]):
@@ -79,8 +83,9 @@ class Workflow(Generic[InputT, StateT]):
     input; without it the state begins as a copy of the input. `timeout` (seconds) bounds a
     whole run, `max_payload_bytes` each output, checkpoint and result of `once`,
     `max_step_logs` the kept log lines of a run. With `compensate_on_cancel` a cancelled run is
-    undone like a failed one. `middleware` observes the steps, `guards` may refuse them.
-    Everything invalid raises `DefinitionError`.
+    undone like a failed one. `middleware` observes the steps, `guards` may refuse them. `migrate`
+    is asked to take over runs of versions that no live worker has. Everything invalid raises
+    `DefinitionError`.
     """
 
     @overload
@@ -130,6 +135,7 @@ class Workflow(Generic[InputT, StateT]):
         tags: Iterable[str] = (),
         middleware: Iterable[object] = (),
         guards: Iterable[object] = (),
+        migrate: Migrate | None = None,
     ) -> None:
         if not is_id(id):
             raise DefinitionError(f"workflow {id!r}: its id must be {ID_RULE}", workflow=str(id))
@@ -144,6 +150,7 @@ class Workflow(Generic[InputT, StateT]):
         self.guards: tuple[object, ...] = self._checked("guards", guards, guards_of)
         self.hooks: Hooks | None = hooks_of(self.middleware, self.guards)
         """What its middleware and guards want to be called with; None if there are none."""
+        self.migrate: Migrate | None = self._checked("migrate", migrate, _migrate)
         self.input_decoder: payload.Decoder = self._checked("input", input, payload.decoder)
         self.outputs_type = outputs
         self._defaults = self._checked_defaults(defaults)
@@ -317,6 +324,12 @@ def _version(value: object) -> str:
     if not is_version(value):
         raise ValidationError(f"must be {VERSION_RULE}, not {value!r}")
     return cast("str", value)
+
+
+def _migrate(value: Any) -> Migrate | None:
+    if value is not None and not (callable(value) and takes_one_argument(value)):
+        raise ValidationError(f"must be a function of a run, not {value!r}")
+    return cast("Migrate | None", value)
 
 
 def _step_logs(value: object) -> int:

@@ -109,7 +109,8 @@ class StepDoc(Doc, frozen=True, kw_only=True):
     """A step that has begun at least once.
 
     `attempts` counts calls of the handler, `failures` those that failed: only failures exhaust the limit.
-    `generation` grows by each goto and rewind over the step, `position` orders finished steps.
+    `generation` grows by each goto and rewind over the step, `position` orders finished steps. `keyed` is the id
+    that its idempotency keys are made of, if a migration has renamed it since it began.
     """
 
     status: StepStatus = "pending"
@@ -129,6 +130,7 @@ class StepDoc(Doc, frozen=True, kw_only=True):
     pinned: int | None = None
     pinned_at: int | None = None
     compensation: CompensationDoc | None = None
+    keyed: str = ""
 
 
 class Record(Doc, frozen=True, kw_only=True):

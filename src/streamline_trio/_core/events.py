@@ -1,9 +1,9 @@
 """Facts that the engine publishes after the commit that made them true.
 
 `name` is what listeners match (`step.*`). Each event carries the run it is about, the revision of the commit
-that made it true and the instant of that commit; events of one run arrive in
-the order of their revisions. `engine.error` (but for compensations) and `scheduler.circuit_open` have no commit
-behind them, and the latter no run either.
+that made it true and the instant of that commit; events of one run arrive in the order of their revisions.
+`engine.error` (but for compensations), `engine.definition_changed` and `scheduler.circuit_open` have no commit
+behind them, and the last no run either.
 """
 
 from __future__ import annotations
@@ -116,6 +116,14 @@ class WorkflowRecovered(Event, frozen=True, kw_only=True):
     worker: str = ""
     lost_worker: str = ""
     recoveries: int = 0
+
+
+class WorkflowMigrated(Event, frozen=True, kw_only=True):
+    """The run has gone over to another version of its workflow, by that one's `migrate`."""
+
+    name: ClassVar[str] = "workflow.migrated"
+    from_version: str = ""
+    version: str = ""
 
 
 class WorkflowRetry(Event, frozen=True, kw_only=True):
@@ -240,6 +248,19 @@ class EngineError(Event, frozen=True, kw_only=True):
     name: ClassVar[str] = "engine.error"
     context: str = ""
     error: str = ""
+
+
+class DefinitionChanged(Event, frozen=True, kw_only=True):
+    """A run is on a version whose definition was another one when it began; told once for each earlier definition.
+
+    `differences` says line by line what is not as it was. `run_id` is that of the run it was noticed at.
+    """
+
+    name: ClassVar[str] = "engine.definition_changed"
+    version: str = ""
+    old_fingerprint: str = ""
+    fingerprint: str = ""
+    differences: tuple[str, ...] = ()
 
 
 class SchedulerCircuitOpen(Event, frozen=True, kw_only=True):

@@ -214,6 +214,27 @@ class Claimed(Happening, frozen=True, kw_only=True, gc=False):
     max_recoveries: int = 5
 
 
+class Migrated(Claimed, frozen=True, kw_only=True, gc=False):
+    """A worker takes a run of another version; the plan that decides is that of the new one.
+
+    `steps` maps the ids that steps shall have to those they are stored under; stored ones that it does not name are
+    dropped. `outputs` are those that change, by new id; `state` is None if it stays.
+    """
+
+    steps: dict[str, str]
+    current_step: str | None
+    outputs: dict[str, bytes] = {}
+    state: bytes | None = None
+
+
+class LeaseLapsed(Happening, frozen=True, kw_only=True, gc=False):
+    """The worker `lost`, which the lease names, is certainly gone; `worker` found that and has not the code."""
+
+    worker: str
+    lost: str
+    max_recoveries: int = 5
+
+
 class Answered(Happening, frozen=True, kw_only=True, gc=False):
     """Somebody answers a wait: by token digest, or the one open wait (of `step`, if given).
 

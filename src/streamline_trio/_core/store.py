@@ -188,6 +188,7 @@ class RunQuery(msgspec.Struct, frozen=True, kw_only=True):
     paused: bool | None = None
     waiting: WaitKind | None = None
     dead_lettered: bool | None = None
+    version: str | None = None
 
 
 class Cursor(_Frozen, frozen=True):

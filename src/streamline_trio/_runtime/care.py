@@ -66,6 +66,8 @@ class Care:
             found = await machinery.observer.look_at_locks()
         if found:
             machinery.claimer.wake()
+            if machinery.migrator is not None:
+                machinery.migrator.are_gone(machinery.observer.dead)
         if now - self._last_sweep >= SWEEP_EVERY:
             self._last_sweep = now
             await self._sweep()

@@ -16,6 +16,8 @@ from streamline_trio._core.happenings import CancelAsked, Claimed
 from streamline_trio._core.store import Applied, Corrupt, Quarantine, Update
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.crew import FRAGILE_FROM, Crew
+from streamline_trio._runtime.drift import Drift
+from streamline_trio._runtime.lapses import Lapses
 from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.orphans import orphans_among
 from streamline_trio._runtime.registry import Registry
@@ -40,6 +42,8 @@ class Claimer:
         self._wake = trio.Event()
         self._until = math.inf
         self._set_aside: dict[str, float] = {}
+        self.lapses: Lapses = Lapses(services, registry)
+        self.drift: Drift = Drift(services, registry)
 
     def notify(self, due_at: int) -> None:
         """A run fell due, or will; cheap, may be called for nothing."""
@@ -135,9 +139,13 @@ class Claimer:
             after = _id_of(page[-1])
             mine = [run for run in page if self._may_take_over(run)][: limit - taken]
             claimed = await self._claim(mine, lease_dead=True)
-            left = left or claimed < len(page)
+            left = left or claimed + await self._let_go(worker, page) < len(page)
             taken += claimed
         return taken
+
+    async def _let_go(self, dead: str, page: Sequence[RunDoc | Corrupt]) -> int:
+        finder = self._worker.id
+        return 0 if finder is None else await self.lapses.let_go(dead, page, finder)
 
     def _may_take_over(self, run: RunDoc | Corrupt) -> bool:
         """Ours to run; of those that may be killing workers, one at a time."""
@@ -160,7 +168,7 @@ class Claimer:
         orphans = await orphans_among(self._services, runs)
         for run in runs:
             if isinstance(run, Corrupt):
-                self._quarantine(run)
+                self.quarantine(run)
             elif self._crew.try_reserve(run.origin.id):
                 orphaned = orphans.get(run.origin.id)
                 self._claim_one(run, happening if orphaned is None else CancelAsked(reason=orphaned), waiting)
@@ -173,6 +181,7 @@ class Claimer:
         if workflow is None or fragile:
             self._crew.cancel_reservation(run_id)
             return
+        self.drift.notice(run, workflow.plan)
         try:
             now, commit = self._services.clock.now(), self._services.chance.commit_id()
             decision = decide(run, happening, workflow.plan, now, commit)
@@ -202,7 +211,8 @@ class Claimer:
             self._crew.cancel_reservation(run.origin.id)
         waiting.count_down(succeeded=applied)
 
-    def _quarantine(self, run: Corrupt) -> None:
+    def quarantine(self, run: Corrupt) -> None:
+        """Take a run that does not decode out of every queue, and report it."""
         error = StreamlineError(f"run {run.run_id} cannot be decoded and is set aside: {run.error}")
         self._services.report("quarantine", error)
         self._services.committer.post(Quarantine(run.run_id), lambda _outcome: None)

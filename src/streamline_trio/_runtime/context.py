@@ -145,8 +145,8 @@ class StepContext(Approvals, Composition, Joins, Histories, Generic[InputT, Stat
 
     def idempotency_key(self, scope: str | None = None) -> str:
         """A key for calls to the outside: the same over attempts and recoveries, another after goto or rewind."""
-        generation = self._driver.run.step(self._step.id).generation
-        key = f"{self.run_id}:{self._step.id}" + (f"~{generation}" if generation else "")
+        step = self._driver.run.step(self._step.id)
+        key = f"{self.run_id}:{step.keyed or self._step.id}" + (f"~{step.generation}" if step.generation else "")
         return key if scope is None else f"{key}:{scope}"
 
     # --- keeping -------------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ async def _claim(machinery: Machinery, run: RunDoc, *, lease_dead: bool) -> Outc
         if run.origin.id not in crew.drivers:
             await crew.wait_changed()
         return None
+    machinery.claimer.drift.notice(run, workflow.plan)
     try:
         happening = await _happening(services, run, worker, lease_dead=lease_dead)
         decision = decide(run, happening, workflow.plan, services.clock.now(), services.chance.commit_id())

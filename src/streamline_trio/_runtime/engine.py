@@ -39,6 +39,7 @@ from streamline_trio._runtime.snapshot import Run
 from streamline_trio._runtime.starting import StartOptions, start
 from streamline_trio._runtime.stats import Stats, WorkerInfo, gather_stats, list_workers
 from streamline_trio._runtime.tokens import digest_of
+from streamline_trio._runtime.version_history import VersionInfo, list_versions
 
 if TYPE_CHECKING:
     from streamline_trio._runtime.machinery import Machinery
@@ -326,6 +327,14 @@ class Engine:
     async def stats(self) -> Stats:
         """Counts over the store, and what this engine does."""
         return await gather_stats(self._machinery)
+
+    async def versions(self, workflow: Workflow[Any, Any] | str) -> list[VersionInfo]:
+        """Every version of a workflow that an engine on this store was ever given, the highest first.
+
+        It tells which of them live workers have and how many active runs are on each: a version without any can be
+        retired. Nothing for a workflow that nobody knows. Counts from the store, each as of its own instant.
+        """
+        return await list_versions(self._machinery.services, workflow if isinstance(workflow, str) else workflow.id)
 
     async def workers(self) -> list[WorkerInfo]:
         """The live workers on this store."""

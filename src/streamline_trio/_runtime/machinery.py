@@ -26,6 +26,7 @@ from streamline_trio._core.store import Applied, Failed, KeyTaken, Update
 from streamline_trio._runtime.claimer import Claimer
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.crew import Crew
+from streamline_trio._runtime.migrator import Migrator
 from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.registry import Registry
 from streamline_trio._runtime.services import Services
@@ -46,6 +47,7 @@ class Machinery:
     worker: Worker
     observer: Observer
     claimer: Claimer
+    migrator: Migrator | None
     watcher: Watcher
     is_worker: bool
     crash: Callable[[], Awaitable[None]]

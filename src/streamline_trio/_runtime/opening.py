@@ -29,6 +29,7 @@ from streamline_trio._runtime.emission import emit, sweep_broadcasts
 from streamline_trio._runtime.engine import Engine
 from streamline_trio._runtime.errands import Errands
 from streamline_trio._runtime.machinery import Machinery
+from streamline_trio._runtime.migrator import Migrator
 from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.polls import LEAST_PAUSE, Polls
 from streamline_trio._runtime.publisher import Publisher
@@ -210,6 +211,7 @@ class _Life:
         )
         observer = Observer(services, lambda: worker.held_id)
         claimer = Claimer(services, self._registry, crew, worker, observer)
+        takes_over = self._is_worker and self._registry.migrating
         machinery = Machinery(
             services=services,
             registry=self._registry,
@@ -217,6 +219,7 @@ class _Life:
             worker=worker,
             observer=observer,
             claimer=claimer,
+            migrator=Migrator(services, self._registry, crew, worker, claimer) if takes_over else None,
             watcher=watcher,
             is_worker=self._is_worker,
             crash=self._crash,
@@ -263,12 +266,17 @@ class _Life:
             nursery.start_soon(machinery.watcher.run)
             nursery.start_soon(Care(machinery, errands).run)
         if self._is_worker:
-            nursery.start_soon(self._claim, machinery.claimer)
+            nursery.start_soon(self._claim, machinery)
         nursery.start_soon(trio.sleep_forever)
 
-    async def _claim(self, claimer: Claimer) -> None:
+    async def _claim(self, machinery: Machinery) -> None:
         with self._claiming:
-            await claimer.run()
+            if machinery.migrator is None:
+                await machinery.claimer.run()
+            else:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(machinery.migrator.run)
+                    nursery.start_soon(machinery.claimer.run)
 
     def _hinted(self, hint: Hint) -> None:
         """The store tells of a write, perhaps by another engine."""
@@ -277,6 +285,8 @@ class _Life:
             return
         if hint.due_at is not None:
             machinery.claimer.notify(hint.due_at)
+            if machinery.migrator is not None:
+                machinery.migrator.notify()
         if hint.settled and hint.run_id not in machinery.crew.drivers:
             machinery.watcher.hinted(hint.run_id)
         if hint == _SOMETHING:
@@ -317,6 +327,8 @@ class _Life:
                 machinery.claimer.wake()
             if self._store.exclusive:
                 await self._look_for_errands()
+            if machinery.migrator is not None:
+                machinery.migrator.wake()
         except StoreUnavailable as error:
             self._logger.warning("cannot look after other workers: %s", error)
 

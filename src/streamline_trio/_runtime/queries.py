@@ -35,6 +35,7 @@ class RunFilters(TypedDict, total=False):
     """What runs can be filtered by; all given filters must hold."""
 
     workflow: Workflow[Any, Any] | str | None
+    version: str | None
     status: RunStatus | Sequence[RunStatus] | None
     user: str | None
     tags: Sequence[str]
@@ -88,7 +89,7 @@ def query_of(filters: Mapping[str, Any]) -> RunQuery:
 
 def _check_kinds(given: Mapping[str, Any]) -> None:
     """A filter of the wrong kind would match nothing, which is no answer."""
-    for name in ("workflow", "user", "parent"):
+    for name in ("workflow", "version", "user", "parent"):
         if name in given and not is_text(given[name], _LONGEST):
             raise ValidationError(f"{name} is a text, not {repr(given[name])[:100]}")
     for name in ("paused", "dead_lettered"):

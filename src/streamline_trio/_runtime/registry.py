@@ -12,7 +12,8 @@ from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import DefinitionError, WorkflowNotFound
 from streamline_trio._core.plan import Plan
-from streamline_trio._core.store import PutSide, Route, Store
+from streamline_trio._core.store import PutSide, Route, SideDoc, Store
+from streamline_trio._core.versions import version_key
 
 DEFINITIONS = "definition"
 
@@ -45,7 +46,7 @@ class Registry:
         return self._workflows.get((run.origin.workflow, run.head.version))
 
     def resolve(self, workflow: Workflow[Any, Any] | str) -> Workflow[Any, Any]:
-        """The workflow meant by a handle or an id (of several versions the one given last)."""
+        """The workflow meant by a handle or an id (of several versions the highest one)."""
         if isinstance(workflow, Workflow):
             known = self._workflows.get((workflow.id, workflow.version))
             if known is workflow:
@@ -54,7 +55,13 @@ class Registry:
         found = [known for (id_, _), known in self._workflows.items() if id_ == workflow]
         if not found:
             raise WorkflowNotFound(f"this engine has no workflow {workflow!r}", workflow=workflow)
-        return found[-1]
+        return max(found, key=lambda known: version_key(known.version))
+
+    @property
+    def migrating(self) -> dict[str, Workflow[Any, Any]]:
+        """By workflow, the highest version of those that take runs of others over."""
+        takers = [workflow for workflow in self._workflows.values() if workflow.migrate is not None]
+        return {taker.id: taker for taker in sorted(takers, key=lambda taker: version_key(taker.version))}
 
     def known(self, workflow: Workflow[Any, Any] | str) -> Workflow[Any, Any]:
         """The workflow of a child: one by its id, or a definition, also one that the engine was not given."""
@@ -90,16 +97,35 @@ class Registry:
         if workflow is not None:
             return workflow.plan
         key = run.origin.workflow, run.head.version, run.head.fingerprint
+        plan = await self.stored_plan(store, *key)
+        if plan is None:
+            raise WorkflowNotFound(
+                f"no definition of workflow {key[0]!r} {key[1]} is stored", workflow=key[0], version=key[1]
+            )
+        return plan
+
+    async def stored_plan(self, store: Store, workflow: str, version: str, fingerprint: str) -> Plan | None:
+        """The plan of this fingerprint as it is stored, None if it is not; read once."""
+        key = workflow, version, fingerprint
         if key not in self._plans:
             side = await store.side(DEFINITIONS, _key(*key))
             if side is None:
-                raise WorkflowNotFound(
-                    f"no definition of workflow {key[0]!r} {key[1]} is stored",
-                    workflow=key[0],
-                    version=key[1],
-                )
+                return None
             self._plans[key] = _decode_plan(side.body)
         return self._plans[key]
+
+
+async def stored_plans(store: Store, workflow: str) -> list[Plan]:
+    """Every definition of a workflow that was ever given to an engine on this store."""
+    plans: list[Plan] = []
+    page: list[SideDoc] = []
+    while True:
+        # Keys are ids, which hold no slash, with what follows: those of one workflow stand together.
+        page = await store.sides(DEFINITIONS, after=page[-1].key if page else f"{workflow}/")
+        mine = [side for side in page if side.key.startswith(f"{workflow}/")]
+        plans += [_decode_plan(side.body) for side in mine]
+        if not page or len(mine) < len(page):
+            return plans
 
 
 def _key(workflow: str, version: str, fingerprint: str) -> str:

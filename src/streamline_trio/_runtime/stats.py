@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,8 +12,9 @@ from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.due import due_since
 from streamline_trio._core.durations import instant_of
 from streamline_trio._core.status import RunStatus
-from streamline_trio._core.store import Route, SideDoc
-from streamline_trio._runtime.worker import WORKERS, WorkerDoc, decode_worker
+from streamline_trio._core.store import Route
+from streamline_trio._runtime.worker import WorkerDoc
+from streamline_trio._runtime.workers import live_routes, live_workers
 
 if TYPE_CHECKING:
     from streamline_trio._runtime.machinery import Machinery
@@ -65,14 +67,16 @@ async def gather_stats(machinery: Machinery) -> Stats:
     services = machinery.services
     now = services.clock.now()
     tally = await services.read(lambda: services.store.tally(now))
-    routes = {route for doc in (await live_workers(machinery)).values() for route in doc.routes}
+    unclaimable = _unclaimable(tally.due_by_route, await services.read(lambda: live_routes(services.store)))
+    for missing in unclaimable:
+        machinery.claimer.lapses.warn(Route(missing.workflow, missing.version))
     return Stats(
         queue_depth=tally.due,
         due_lag=await _due_lag(machinery, list(tally.due_by_route), now),
         by_status=tally.by_status,
         running=tally.by_status.get("running", 0),
         waiting=tally.by_status.get("waiting", 0),
-        unclaimable=_unclaimable(tally.due_by_route, routes),
+        unclaimable=unclaimable,
         driving=len(machinery.crew.drivers),
         commits=services.committer.commits,
         batches=services.committer.batches,
@@ -89,7 +93,7 @@ async def _due_lag(machinery: Machinery, routes: list[Route], now: int) -> float
     return max(now - oldest, 0) / 1000
 
 
-def _unclaimable(due: dict[Route, int], routes: set[Route]) -> tuple[Unclaimable, ...]:
+def _unclaimable(due: dict[Route, int], routes: Collection[Route]) -> tuple[Unclaimable, ...]:
     return tuple(
         Unclaimable(workflow=route.workflow, version=route.version, runs=runs)
         for route, runs in sorted(due.items(), key=lambda item: (item[0].workflow, item[0].version))
@@ -97,25 +101,11 @@ def _unclaimable(due: dict[Route, int], routes: set[Route]) -> tuple[Unclaimable
     )
 
 
-async def live_workers(machinery: Machinery) -> dict[str, WorkerDoc]:
-    """The documents of all workers that are not marked dead."""
-    store = machinery.services.store
-    live: dict[str, WorkerDoc] = {}
-    page: list[SideDoc] = []
-    while True:
-        after = page[-1].key if page else ""
-        page = await machinery.services.read(lambda after=after: store.sides(WORKERS, after=after))  # type: ignore[misc]  # a lambda with a default
-        if not page:
-            return live
-        for side in page:
-            doc = decode_worker(side.body)
-            if doc.state == "live":
-                live[side.key] = doc
-
-
 async def list_workers(machinery: Machinery) -> list[WorkerInfo]:
     """The live workers, by id."""
-    return [_info(worker, doc) for worker, doc in sorted((await live_workers(machinery)).items())]
+    services = machinery.services
+    live = await services.read(lambda: live_workers(services.store))
+    return [_info(worker, doc) for worker, doc in sorted(live.items())]
 
 
 def _info(worker: str, doc: WorkerDoc) -> WorkerInfo:

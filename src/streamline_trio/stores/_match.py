@@ -42,6 +42,8 @@ def _of_head(query: RunQuery) -> list[Predicate]:
     status, waiting = query.status, query.waiting
     if status is not None:
         tests.append(lambda run: run.head.status in status)
+    if query.version is not None:
+        tests.append(lambda run: run.head.version == query.version)
     if query.paused is not None:
         tests.append(lambda run: run.head.paused == query.paused)
     if query.dead_lettered is not None:

@@ -218,6 +218,8 @@ async def every_filter_filters(subject: Subject) -> None:
 _FILTERS: tuple[tuple[RunQuery, str], ...] = (
     (RunQuery(), "plain full meta old human signal answered"),
     (RunQuery(workflow="v"), "meta"),
+    (RunQuery(version="2"), "meta"),
+    (RunQuery(workflow="w", version="2"), ""),
     (RunQuery(status=("failed", "waiting")), "old human"),
     (RunQuery(status=()), ""),
     (RunQuery(tenant="t"), "full answered"),

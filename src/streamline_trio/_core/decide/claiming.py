@@ -19,7 +19,7 @@ from streamline_trio._core.events import (
     WorkflowResumed,
     WorkflowStarted,
 )
-from streamline_trio._core.happenings import Claimed
+from streamline_trio._core.happenings import Claimed, LeaseLapsed
 from streamline_trio._core.status import ACTIVE
 
 DEAD_LETTERED = "dead_lettered"
@@ -59,7 +59,24 @@ def _require_claimable(turn: Turn, happening: Claimed) -> None:
         raise turn.invalid("claim", "it is not due", *_CLAIMABLE)
 
 
-def _recover(turn: Turn, lost: Lease, happening: Claimed) -> None:
+def lapsed(turn: Turn, happening: LeaseLapsed) -> None:
+    """Give up the lease of a worker that is gone, for whoever has the code; counted as any recovery is."""
+    lost = turn.lease
+    if turn.status not in ACTIVE or lost is None or lost.worker != happening.lost:
+        raise turn.invalid("release", f"worker {happening.lost} does not hold it", "running")
+    turn.lease = None
+    _recover(turn, lost, happening)
+    if turn.status not in ACTIVE:
+        return
+    if turn.is_overdue and not turn.cancel_requested:
+        turn.settle_failed(overdue(turn))
+    elif turn.cancel_requested:
+        turn.settle_cancelled(turn.head.cancel_reason)
+    else:
+        turn.release()
+
+
+def _recover(turn: Turn, lost: Lease, happening: Claimed | LeaseLapsed) -> None:
     recoveries, streak = turn.head.recoveries + 1, turn.head.streak + 1
     turn.change(recoveries=recoveries, streak=streak)
     turn.emit(WorkflowRecovered, worker=happening.worker, lost_worker=lost.worker, recoveries=recoveries)
@@ -116,6 +133,8 @@ def _take(turn: Turn, worker: str) -> None:
         _continue(turn, worker)
     turn.lease = Lease(worker=worker, fence=turn.head.fence + 1)
     turn.change(fence=turn.head.fence + 1, attention=False, ready_at=None)
+    if turn.changed("fingerprint") != turn.plan.fingerprint:
+        turn.change(fingerprint=turn.plan.fingerprint)
 
 
 def _start(turn: Turn, worker: str) -> None:

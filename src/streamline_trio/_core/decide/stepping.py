@@ -177,11 +177,11 @@ def reset_steps(turn: Turn, step_ids: Collection[str]) -> None:
             ),
         )
     if turn.changed("output_step") in begun:
-        turn.change(output_step=_last_done(turn))
+        turn.change(output_step=last_done(turn))
     turn.drop("checkpoints", [key for key in turn.checkpoints if key.partition("/")[0] in begun])
 
 
-def _last_done(turn: Turn) -> str | None:
+def last_done(turn: Turn) -> str | None:
     """The id of the step that finished last, of those whose output still stands."""
     done = [(step.position, step_id) for step_id, step in turn.steps.items() if step.status == "done"]
     return max(done)[1] if done else None

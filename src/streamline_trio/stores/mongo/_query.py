@@ -11,7 +11,14 @@ from streamline_trio.stores.mongo._layout import date
 
 Filter = dict[str, Any]
 
-_EQUAL = {"workflow": "workflow", "tenant": "tenant", "user": "user", "parent": "parent.run", "waiting": "waiting"}
+_EQUAL = {
+    "workflow": "workflow",
+    "version": "version",
+    "tenant": "tenant",
+    "user": "user",
+    "parent": "parent.run",
+    "waiting": "waiting",
+}
 _FLAGS = ("paused", "dead_lettered")
 _TIMES = ("created", "updated")
 

@@ -12,7 +12,7 @@ from streamline_trio.stores._derived import meta_label, tag_label, wanted_meta
 from streamline_trio.stores.sqlite._columns import WAITING_BITS, Value
 from streamline_trio.stores.sqlite._reader import load_many
 
-_EQUAL = ("workflow", "tenant", "user", "parent", "paused", "dead_lettered")
+_EQUAL = ("workflow", "version", "tenant", "user", "parent", "paused", "dead_lettered")
 _BOUNDS = (
     ("created_after", "created_at >= ?"),
     ("created_before", "created_at < ?"),
