@@ -22,7 +22,15 @@ from streamline_trio._core.events import (
     WorkflowCompensationFailed,
     WorkflowRetry,
 )
-from streamline_trio._core.happenings import Claimed, HandedBack, Happening, Held, UndoFailed, Undone
+from streamline_trio._core.happenings import (
+    Claimed,
+    HandedBack,
+    Happening,
+    Held,
+    LeaseLapsed,
+    UndoFailed,
+    Undone,
+)
 from streamline_trio._core.rollback import in_undo_order
 
 _replace = msgspec.structs.replace
@@ -66,7 +74,7 @@ def undo_failed(turn: Turn, happening: UndoFailed) -> None:
         turn.goes_on_undoing = True
 
 
-def recover(turn: Turn, lost: Lease, happening: Claimed) -> None:
+def recover(turn: Turn, lost: Lease, happening: Claimed | LeaseLapsed) -> None:
     """The compensation that was under way ended with its worker; too many such ends in a row, and it has failed."""
     step_id = turn.undo[0]
     compensation = turn.step(step_id).compensation or _PENDING

@@ -45,7 +45,6 @@ def migrated(turn: Turn, happening: Migrated) -> None:
         version=turn.plan.version,
         fingerprint=turn.plan.fingerprint,
         output_step=kept.get(turn.head.output_step or "") or last_done(turn),
-        undo=tuple(kept[step_id] for step_id in turn.head.undo if step_id in kept),
     )
     turn.emit(WorkflowMigrated, from_version=turn.head.version, version=turn.plan.version)
     claimed(turn, happening)
