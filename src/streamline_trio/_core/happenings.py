@@ -236,7 +236,7 @@ class LeaseLapsed(Happening, frozen=True, kw_only=True, gc=False):
 
 
 class Answered(Happening, frozen=True, kw_only=True, gc=False):
-    """Somebody answers a wait: by token digest, or the one open wait (of `step`, if given).
+    """Somebody answers a wait: by token digest, or the one open wait (of `step`, of the name or key `wait`).
 
     `payload` None means that none was given, which a human wait does not accept. Only waits for people can be
     approved or rejected.
@@ -245,14 +245,16 @@ class Answered(Happening, frozen=True, kw_only=True, gc=False):
     payload: bytes | None = None
     token: str | None = None
     step: str | None = None
+    wait: str | None = None
     verb: Literal["resume", "approve", "reject"] = "resume"
 
 
 class Withdrawn(Happening, frozen=True, kw_only=True, gc=False):
-    """Somebody withdraws a human wait."""
+    """Somebody withdraws a human wait, told as in `Answered`."""
 
     token: str | None = None
     step: str | None = None
+    wait: str | None = None
     reason: str | None = None
 
 

@@ -57,6 +57,7 @@ class PendingWait(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     workflow: str
     step: str
+    key: str
     reason: str
     name: str
     meta: dict[str, Any]
@@ -347,6 +348,7 @@ def _pending_of(run: RunDoc) -> list[PendingWait]:
             run_id=run.origin.id,
             workflow=run.origin.workflow,
             step=run.head.current_step or "",
+            key=key,
             reason=record.reason,
             name=record.name,
             meta={} if record.meta is None else msgspec.msgpack.decode(record.meta),
@@ -356,6 +358,6 @@ def _pending_of(run: RunDoc) -> list[PendingWait]:
             tags=run.origin.tags,
             approval=record.approval,
         )
-        for record in run.records.values()
+        for key, record in run.records.items()
         if record.is_open and record.kind == "human"
     ]

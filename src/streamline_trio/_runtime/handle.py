@@ -12,10 +12,10 @@ import whenever
 
 from streamline_trio._core import payload
 from streamline_trio._core.approvals import approval, rejection
-from streamline_trio._core.checking import check_reason
+from streamline_trio._core.checking import check_reason, is_text
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.durations import instant_of, seconds_of
-from streamline_trio._core.errors import OutputMissing, RunCancelled, RunFailed, StoreUnavailable
+from streamline_trio._core.errors import OutputMissing, RunCancelled, RunFailed, StoreUnavailable, ValidationError
 from streamline_trio._core.events import StepStream
 from streamline_trio._core.happenings import (
     Answered,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NOT_GIVEN: Any = object()
+_LONGEST_WAIT = 10_000
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,31 +201,43 @@ class RunHandle:
 
     # --- verbs ---------------------------------------------------------------------------------------------
 
-    async def resume(self, payload: Any = _NOT_GIVEN, *, step: str | Step[Any] | None = None) -> None:
+    async def resume(
+        self, payload: Any = _NOT_GIVEN, *, step: str | Step[Any] | None = None, wait: str | None = None
+    ) -> None:
         """Answer the one open wait (of `step`). A human wait needs a payload, which must fit what it returns.
 
-        Raises `InvalidState` when nothing waits or several waits are open, `ValidationError` for a payload that
+        Where several are open, as in a scatter, `wait` says which: by its name, or its key as `pending` lists it. Raises `InvalidState` when nothing waits or several waits are open, `ValidationError` for a payload that
         does not fit (the wait stays open). Durable when it returns; a cancel point; atomic.
         """
         given = None if payload is _NOT_GIVEN else _encoded(payload, self.id)
-        await self._act(Answered(payload=given, step=_step_id(step)))
+        await self._act(Answered(payload=given, step=_step_id(step), wait=_wait_name(wait)))
 
-    async def approve(self, data: Any = None, *, step: str | Step[Any] | None = None) -> None:
+    async def approve(
+        self, data: Any = None, *, step: str | Step[Any] | None = None, wait: str | None = None
+    ) -> None:
         """Approve what the run (the step) waits for. `InvalidState`; `ValidationError` for data that does not fit.
 
         As `resume` it answers the one open wait, durably. A wait that is no approval takes it only if what it
         returns has the form of an approval.
         """
-        await self._act(Answered(payload=approval(data), step=_step_id(step), verb="approve"))
+        await self._act(
+            Answered(payload=approval(data), step=_step_id(step), wait=_wait_name(wait), verb="approve")
+        )
 
-    async def reject(self, reason: str | None = None, *, step: str | Step[Any] | None = None) -> None:
+    async def reject(
+        self, reason: str | None = None, *, step: str | Step[Any] | None = None, wait: str | None = None
+    ) -> None:
         """Reject what the run (the step) waits for, as `approve` does. `InvalidState`, `ValidationError`."""
-        await self._act(Answered(payload=rejection(reason), step=_step_id(step), verb="reject"))
+        await self._act(
+            Answered(payload=rejection(reason), step=_step_id(step), wait=_wait_name(wait), verb="reject")
+        )
 
-    async def withdraw(self, reason: str | None = None, *, step: str | Step[Any] | None = None) -> None:
+    async def withdraw(
+        self, reason: str | None = None, *, step: str | Step[Any] | None = None, wait: str | None = None
+    ) -> None:
         """End the one open human wait without an answer: it raises `WaitWithdrawn` in the handler."""
         check_reason(reason, "the reason of a withdrawal")
-        await self._act(Withdrawn(step=_step_id(step), reason=reason))
+        await self._act(Withdrawn(step=_step_id(step), wait=_wait_name(wait), reason=reason))
 
     async def cancel(self, reason: str | None = None) -> None:
         """Cancel the run; durable when it returns. No-op on a settled run.
@@ -332,6 +345,12 @@ _SETTLING = frozenset(
 
 def _encoded(value: Any, run_id: str) -> bytes:
     return payload.encode(value, what=f"the answer for run {run_id}")
+
+
+def _wait_name(wait: str | None) -> str | None:
+    if wait is not None and not is_text(wait, _LONGEST_WAIT):
+        raise ValidationError(f"a wait is told by its name or key, not by {wait!r}")
+    return wait
 
 
 def _step_id(step: str | Step[Any] | None) -> str | None:

@@ -290,12 +290,13 @@ class Witness(WrappedStore):
 
 
 def _answered(before: RunDoc | None, after: RunDoc) -> list[Record]:
-    """The waits that this change gave a value."""
+    """The waits that this change gave a value, from outside."""
     old = {} if before is None else before.records
     return [
         record
         for key, record in after.records.items()
         if record.outcome in {"value", "fired"}
+        and record.kind not in {"child", "join"}
         and (key not in old or old[key].outcome is None or old[key].opened_at != record.opened_at)
     ]
 

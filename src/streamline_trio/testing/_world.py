@@ -271,13 +271,13 @@ class World:
         if node is None or node.engine is None:
             return
         handle, clients = node.engine.run(run.id), self.clients
-        waits = clients.open_waits(run.id)
+        waits = [record for record in clients.open_waits(run.id) if record.kind in {"human", "signal"}]
         if run.head.paused:
             await handle.unpause()
         elif waits and waits[0].kind == "human":
             value = clients.draw_answer(run.id, waits[0])
             with clients.asked(f"answer {run.id} with {value!r}"):
-                await clients.answer(node, run.id, value)
+                await clients.answer(node, run.id, value, wait=waits[0].name)
         elif waits:
             id = f"s{len(clients.book.signals) + 1}"
             name = waits[0].signal

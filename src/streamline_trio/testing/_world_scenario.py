@@ -16,7 +16,20 @@ from streamline_trio.testing._world_choices import Chooser
 if TYPE_CHECKING:
     from streamline_trio.testing._world import World
 
-VERBS = ("cancel", "pause", "unpause", "retry", "rewind", "withdraw", "delete", "drive", "watch", "look")
+VERBS = (
+    "cancel",
+    "pause",
+    "unpause",
+    "retry",
+    "rewind",
+    "fork",
+    "withdraw",
+    "reject",
+    "delete",
+    "drive",
+    "watch",
+    "look",
+)
 
 
 class ScenarioMistake(ValidationError):
@@ -43,7 +56,7 @@ class Scenario:
         signals: what may be signalled, by the name of the signal.
         check: called after every schedule, when every run has settled; raises `AssertionError`.
         verbs: what clients do besides starting, answering and signalling: ``cancel``, ``pause``, ``unpause``,
-            ``retry``, ``rewind``, ``withdraw``, ``delete``, ``drive``, ``watch`` and ``look``.
+            ``retry``, ``rewind``, ``fork``, ``withdraw``, ``reject``, ``delete``, ``drive``, ``watch`` and ``look``.
         lease: of the workers, in seconds.
         poll_interval: of the workers, in seconds.
         max_recoveries: how many recoveries in a row a run survives.

@@ -24,7 +24,7 @@ _CHILDREN = {"child": "child", "join": "branches"}
 
 def answered(turn: Turn, happening: Answered) -> None:
     """Give an open wait its payload; that of a child is its output, in place of the child, which is cancelled."""
-    key = _find(turn, happening.verb, happening.token, happening.step)
+    key = _find(turn, happening.verb, happening)
     record = turn.records[key]
     if happening.verb != "resume" and record.kind != "human":
         raise turn.invalid(happening.verb, "what it waits for is not a person", "waiting")
@@ -41,7 +41,7 @@ def answered(turn: Turn, happening: Answered) -> None:
 
 def withdrawn(turn: Turn, happening: Withdrawn) -> None:
     """End a human wait without an answer."""
-    key = _find(turn, "withdraw", happening.token, happening.step)
+    key = _find(turn, "withdraw", happening)
     if turn.records[key].kind != "human":
         raise turn.invalid("withdraw", "what it waits for is not a person", "waiting")
     _settle_wait(turn, key, "withdrawn", note=happening.reason)
@@ -93,17 +93,25 @@ def _settle_wait(
     turn.wake()
 
 
-def _find(turn: Turn, action: str, token: str | None, step: str | None) -> str:
+def _find(turn: Turn, action: str, happening: Answered | Withdrawn) -> str:
     """Key of the open wait that is meant."""
-    if token is not None:
-        return _find_by_token(turn, token)
-    waits = [key for key, record in turn.records.items() if record.outcome is None]
+    if happening.token is not None:
+        return _find_by_token(turn, happening.token)
+    step, wait = happening.step, happening.wait
+    waits = [key for key, record in turn.records.items() if record.outcome is None and _is_meant(wait, key, record)]
     if turn.status not in ACTIVE or not waits or (step is not None and step != turn.current_step):
-        where = "nothing" if step is None else f"step {step} waits for nothing"
-        raise turn.invalid(action, f"{where} waits for an answer" if step is None else where, "waiting")
+        named = "" if wait is None else f" under the name or key {wait!r}"
+        where = "nothing waits for an answer" if step is None else f"step {step} waits for nothing"
+        raise turn.invalid(action, where + named, "waiting")
     if len(waits) > 1:
-        raise turn.invalid(action, f"{len(waits)} waits are open: answer one by its token", "waiting")
+        raise turn.invalid(
+            action, f"{len(waits)} waits are open: say which by its token, or by wait= its name or key", "waiting"
+        )
     return waits[0]
+
+
+def _is_meant(wait: str | None, key: str, record: Record) -> bool:
+    return wait is None or wait == key or (wait == record.name and wait != "")
 
 
 def _find_by_token(turn: Turn, token: str) -> str:
