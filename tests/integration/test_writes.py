@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, cast
 
 import pytest
 import trio
+import whenever
 
-from streamline_trio import MemoryStore, Signal, SqliteStore, StepContext, Store, Workflow, open_engine
+from streamline_trio import Done, MemoryStore, Next, Signal, SqliteStore, StepContext, Store, Workflow, open_engine
 from streamline_trio._core.store import Applied, Verdict, Write
 from tests.scenarios.worlds import in_virtual_time
 
@@ -253,6 +255,74 @@ async def test_telling_costs_no_document_write(store):
     writes = await counts_of(store, steps(3, handler))
     assert writes.pop("AppendRows") == 3 * 2
     assert writes == {"Insert": 1, "Update": 3}
+
+
+@pytest.mark.parametrize("count", [1, 20, 200])
+async def test_a_scatter_costs_one_write_per_key(store, count):
+    """Each key that finishes by itself costs one write and no read."""
+
+    async def one_by_one(ctx: StepContext) -> None:
+        await ctx.scatter({str(number): lambda: 1 for number in range(count)}, concurrency=1)
+
+    workflow = steps(1, one_by_one)
+    async with quiet_engine(store, workflow) as engine:
+        await (await engine.start(workflow)).result(timeout=30)
+        assert (store.writes, store.reads) == ({"Insert": 1, "Update": 1 + count}, {})
+
+
+async def test_keys_that_finish_together_share_a_write(store):
+    """The first of fifty results goes out, the other forty-nine go together; each is stored."""
+    ready = trio.Event()
+
+    async def handler(ctx: StepContext) -> Any:
+        async def key(number: int) -> int:
+            if number == 49:
+                ready.set()
+            await ready.wait()
+            return number
+
+        return await ctx.scatter({str(number): partial(key, number) for number in range(50)})
+
+    writes = await counts_of(store, steps(1, handler))
+    assert writes["Update"] <= 1 + 3, writes
+
+
+@pytest.mark.parametrize("count", [1, 20, 200])
+async def test_a_loop_costs_one_write_per_iteration(store, count):
+    """The last iteration and the loop's value are one write."""
+
+    async def handler(ctx: StepContext) -> Any:
+        return await ctx.loop(0, lambda state, i: Next(state + i) if i < count - 1 else Done(state))
+
+    workflow = steps(1, handler)
+    async with quiet_engine(store, workflow) as engine:
+        await (await engine.start(workflow)).result(timeout=30)
+        assert (store.writes, store.reads) == ({"Insert": 1, "Update": 1 + count}, {})
+
+
+async def test_keys_that_sleep_together_cost_one_park(store):
+    """A hundred keys that suspend at once, and wake at once, cost a park, a claim, and at most a write each."""
+
+    async def handler(ctx: StepContext) -> None:
+        async def key() -> None:
+            await ctx.sleep_until(until)
+
+        await ctx.scatter({str(number): key for number in range(100)})
+
+    until = whenever.Instant.now().add(milliseconds=400)
+    writes = await counts_of(store, steps(1, handler))
+    assert writes["Insert"] == 1
+    assert writes["Update"] <= 1 + 2 + 100, writes
+
+
+async def test_an_emission_costs_one_write_beside_the_signal(store):
+    """An emission to a run costs the run's own write and a piece; when it was made, nothing."""
+
+    async def handler(ctx: StepContext) -> None:
+        for number in range(5):
+            await ctx.emit("s", number, run=ctx.run_id)
+
+    assert await counts_of(store, steps(1, handler)) == {"Insert": 1, "Update": 1 + 10}
 
 
 async def test_a_sleep_costs_a_park_and_a_claim(store):

@@ -68,10 +68,14 @@ def _check_records_stay(before: RunDoc, after: RunDoc) -> None:
     """Records are of the current step, and an outcome is never another one."""
     if after.head.current_step != before.head.current_step:
         assert not after.records, "a step has the records of another"
+        assert not after.pieces, "a step has the pieces of another"
+    for path, piece in before.pieces.items():
+        kept = after.pieces.get(path, piece)
+        assert kept is piece or (not piece.done and kept.round > piece.round), "a piece went back"
     for key, record in before.records.items():
-        kept = after.records.get(key, record)
-        if record.outcome is not None and kept.ask == record.ask and kept.outcome is not None:
-            assert (kept.outcome, kept.value) == (record.outcome, record.value), "an outcome was replaced"
+        same = after.records.get(key, record)
+        if record.outcome is not None and same.ask == record.ask and same.outcome is not None:
+            assert (same.outcome, same.value) == (record.outcome, record.value), "an outcome was replaced"
 
 
 def _check_events(before: RunDoc, after: RunDoc, events: Sequence[Event], now: int) -> None:

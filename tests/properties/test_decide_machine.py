@@ -42,14 +42,17 @@ from streamline_trio._core.happenings import (
     Happening,
     Memoized,
     PauseAsked,
+    PieceSaved,
     Retried,
     Rewound,
     SignalArrived,
     Skipped,
     StateSet,
     Suspended,
+    TimeCame,
     UnpauseAsked,
     WaitOpened,
+    WaitsOpened,
     WentTo,
     Withdrawn,
 )
@@ -315,6 +318,54 @@ class OneRun(RuleBasedStateMachine):
         self._accepted(Memoized(**self._held(step=self.current, key=f"m{number % 2}", value=pack(number))))
         assert first in {None, self.run.memos[f"m{number % 2}"]}, "a memo was forgotten"
 
+    @precondition(_is_leased)
+    @rule(wishes=st.lists(asks(), max_size=3, unique_by=lambda ask: ask["key"]))
+    def keys_wait_while_others_run(self, wishes: list[dict[str, Any]]) -> None:
+        wanted = tuple(self._ask(fields) for fields in wishes)
+        error = self.happens(WaitsOpened(**self._held(step=self.current, asks=wanted)))
+        assert error is None or isinstance(error, SuspensionError)
+        if error is None:
+            assert all(ask.key in self.run.records for ask in wanted)
+            assert self._is_leased()
+
+    @precondition(lambda self: self._is_leased() and self._has_open_wait())
+    @rule(data=st.data())
+    def the_time_of_some_comes(self, data: st.DataObject) -> None:
+        before = self.run
+        keys = data.draw(st.lists(st.sampled_from([*before.records, "gone"]), unique=True))
+        self._accepted(TimeCame(**self._held(step=self.current, keys=tuple(keys))))
+        for key, record in before.records.items():
+            came = record.is_open and record.due_at is not None and record.due_at <= self.now
+            fires = came and key in keys and not before.head.paused
+            assert (self.run.records[key].outcome != record.outcome) == fires
+
+    @precondition(lambda self: self._is_leased() and self._has_open_wait())
+    @rule(data=st.data(), release=releases)
+    def the_step_waits_on(self, data: st.DataObject, release: bool) -> None:
+        """Keys that were not called again keep their records; all other open ones are closed."""
+        waiting = sorted(key for key, record in self.run.records.items() if record.is_open)
+        kept = data.draw(st.lists(st.sampled_from(waiting), min_size=1, unique=True))
+        self._accepted(Suspended(**self._held(step=self.current, asks=(), kept=tuple(kept), release=release)))
+        if self.run.head.status == "waiting":
+            assert {key for key, record in self.run.records.items() if record.is_open} == set(kept)
+
+    @precondition(_is_leased)
+    @rule(path=st.sampled_from(["p", "q"]), round=st.integers(0, 3), done=st.booleans(), data=st.data())
+    def a_part_ends(self, path: str, round: int, done: bool, data: st.DataObject) -> None:
+        before = self.run
+        records = tuple(data.draw(st.lists(st.sampled_from([*before.records, "gone"]), unique=True)))
+        pieces = tuple(data.draw(st.lists(st.sampled_from(["p", "q"]), unique=True)))
+        fields = {"path": path, "value": pack(round), "round": round, "done": done}
+        self._accepted(PieceSaved(**self._held(step=self.current, records=records, pieces=pieces, **fields)))
+        known = before.pieces.get(path)
+        if known is not None and (known.done or known.round >= round):
+            assert self.run is before, "what has come to its end is another one now"
+            return
+        assert (self.run.pieces[path].round, self.run.pieces[path].done) == (round, done)
+        assert self.run.head.streak == 0
+        assert self.run.records.keys() == before.records.keys() - set(records)
+        assert self.run.pieces.keys() == (before.pieces.keys() - set(pieces)) | {path}
+
     def hand_back(self) -> None:
         before = self.run
         self._accepted(HandedBack(**self._held()))
@@ -367,6 +418,9 @@ class OneRun(RuleBasedStateMachine):
             StateSet(state=b"", **fields),
             CheckpointSaved(name="late", value=b"", **step),
             Memoized(key="late", value=b"", **step),
+            PieceSaved(path="late", value=b"", **step),
+            WaitsOpened(asks=(), **step),
+            TimeCame(keys=(), **step),
             HandedBack(**fields),
             CancelUnwound(**fields),
             DeadlinePassed(**fields),

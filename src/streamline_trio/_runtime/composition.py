@@ -79,7 +79,7 @@ class Composition(Waits):
     @overload
     async def loop(
         self,
-        initial: S,
+        initial: Any,
         body: Callable[[S, int], Awaitable[Next[S] | Done[object]] | Next[S] | Done[object]],
         max_iterations: int = 1000,
         name: str | None = None,
@@ -89,7 +89,7 @@ class Composition(Waits):
     @overload
     async def loop(
         self,
-        initial: S,
+        initial: Any,
         body: Callable[[S, int], Awaitable[Next[S] | Done[object]] | Next[S] | Done[object]],
         max_iterations: int = 1000,
         name: str | None = None,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import msgspec
 
-from streamline_trio._core.documents import Origin, RunDoc, active_key, awaited_signals, open_tokens
+from streamline_trio._core.documents import Origin, Record, RunDoc, active_key, awaited_signals, open_tokens
 from streamline_trio._core.errors import ValidationError
 from streamline_trio._core.status import is_settled
-from streamline_trio._core.store import Hint, Insert, PutSide, Update, Write
+from streamline_trio._core.store import Hint, Insert, PutSide, Touched, Update, Write
 
 
 class UniqueKey(NamedTuple):
@@ -39,17 +39,32 @@ def unique_keys(run: RunDoc) -> tuple[UniqueKey, ...]:
     return tokens if active is None else (UniqueKey("active_key", active), *tokens)
 
 
-def key_change(before: RunDoc | None, after: RunDoc) -> KeyChange:
-    """What the write does to the unique keys."""
+def key_change(before: RunDoc | None, after: RunDoc, touched: Touched | None = None) -> KeyChange:
+    """What the write does to the unique keys; `touched` is that of an `Update`."""
     if before is None:
         return KeyChange(unique_keys(after), ())
     if before.records is after.records and before.head.status == after.head.status:
         return NO_KEYS
-    held, wanted = unique_keys(before), unique_keys(after)
+    if touched is not None and before.head.status == after.head.status:
+        keys = touched.get("records", ())
+        held, wanted = _tokens_of(before, keys), _tokens_of(after, keys)
+    else:
+        held, wanted = unique_keys(before), unique_keys(after)
     if held == wanted:
         return NO_KEYS
     old, new = Counter(held), Counter(wanted)
     return KeyChange(tuple((new - old).elements()), tuple((old - new).elements()))
+
+
+def _tokens_of(run: RunDoc, keys: Iterable[str]) -> tuple[UniqueKey, ...]:
+    """The tokens that answer these records, as far as they are open."""
+    records = (run.records.get(key) for key in keys)
+    return tuple(
+        UniqueKey("token", token)
+        for record in records
+        if record is not None and record.is_open
+        for token in record.tokens
+    )
 
 
 def awaited(run: RunDoc) -> frozenset[str]:
@@ -136,14 +151,42 @@ def labels(run: RunDoc) -> frozenset[bytes]:
 NO_LABELS: tuple[frozenset[bytes], frozenset[bytes]] = (frozenset(), frozenset())
 
 
-def label_change(before: RunDoc, after: RunDoc) -> tuple[frozenset[bytes], frozenset[bytes]]:
-    """The labels an update adds and removes; those of the origin never change."""
+def label_change(
+    before: RunDoc, after: RunDoc, touched: Touched | None = None
+) -> tuple[frozenset[bytes], frozenset[bytes]]:
+    """The labels an update adds and removes; those of the origin never change. `touched` is that of the update."""
     if before.records is after.records:
         return NO_LABELS
     tenant = after.origin.tenant
-    old, new = awaited(before), awaited(after)
+    if touched is None:
+        old, new = awaited(before), awaited(after)
+    else:
+        old, new = _awaited_among(before, after, touched.get("records", ()))
+    if old == new:
+        return NO_LABELS
     added = frozenset(signal_label(tenant, signal) for signal in new - old)
     return added, frozenset(signal_label(tenant, signal) for signal in old - new)
+
+
+def _awaited_among(before: RunDoc, after: RunDoc, keys: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
+    """The signals that only the one and only the other waits for, told by the records that were touched.
+
+    Whether another record waits for a signal too is looked up only where that decides.
+    """
+    names = tuple(keys)
+    old = {record.signal for key in names if _listens(record := before.records.get(key))}
+    new = {record.signal for key in names if _listens(record := after.records.get(key))}
+    lost = {signal for signal in old - new if not _is_awaited(after, signal)}
+    gained = {signal for signal in new - old if not _is_awaited(before, signal)}
+    return frozenset(lost), frozenset(gained)
+
+
+def _listens(record: Record | None) -> TypeGuard[Record]:
+    return record is not None and record.kind == "signal" and record.is_open
+
+
+def _is_awaited(run: RunDoc, signal: str) -> bool:
+    return any(record.signal == signal and _listens(record) for record in run.records.values())
 
 
 def tag_label(tag: str) -> bytes:

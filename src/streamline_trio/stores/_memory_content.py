@@ -18,6 +18,7 @@ from streamline_trio._core.store import (
     Refused,
     RowKind,
     SideDoc,
+    Touched,
     Update,
     Verdict,
     Write,
@@ -92,10 +93,10 @@ class Content:
         stored = self.runs.get(before.id)
         if stored is None or stored.head.revision != before.head.revision:
             return _REFUSED
-        return self._replace(stored, after)
+        return self._replace(stored, after, write.touched)
 
-    def _replace(self, before: RunDoc | None, after: RunDoc) -> Verdict:
-        change = key_change(before, after)
+    def _replace(self, before: RunDoc | None, after: RunDoc, touched: Touched | None = None) -> Verdict:
+        change = key_change(before, after, touched)
         if (taken := self._conflict(change, after.id)) is not None:
             return taken
         if before is not None:

@@ -92,6 +92,7 @@ def _check_rest(run: RunDoc) -> None:
         assert not head.paused
         assert head.ready_at is None
         assert not open_records(run), "a settled run waits"
+        assert not run.pieces or head.status == "failed", "parts are kept of a step that nobody can take up again"
     if head.status == "done":
         assert head.current_step is None
         assert not run.records
@@ -137,7 +138,7 @@ def _check_waits(run: RunDoc) -> None:
         step = run.step(head.current_step or "")
         assert step.status in {"pending", "waiting"}
         assert step.retry_at is not None or open_records(run), "parked on nothing"
-    if run.records and head.status in ACTIVE:
+    if (run.records or run.pieces) and head.status in ACTIVE:
         assert head.current_step is not None
     assert [*run.inbox] == sorted(run.inbox), "the inbox is not in order of arrival"
 

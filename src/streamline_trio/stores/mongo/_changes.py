@@ -223,7 +223,7 @@ def _update(write: Update) -> RunUpdate:
         if old is not new:
             changes.compare_entries(entries, old, new, write.touched)
     before.id.encode()
-    keys = key_change(before, after)
+    keys = key_change(before, after, write.touched)
     return RunUpdate(
         run_id=before.id,
         expected=before.head.revision,

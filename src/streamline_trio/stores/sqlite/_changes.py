@@ -89,9 +89,9 @@ def _update(write: Update) -> RunUpdate:
         revision=head.revision,
         fence=head.fence,
         head=(head.revision, head.fence, head.updated_at, parts.pop(HEAD, None) or encode(head)),
-        moving=moving(after) if has_moved(before, after) else None,
+        moving=moving(after) if has_moved(before, after, write.touched) else None,
         after=after,
-        keys=key_change(before, after),
-        labels=label_change(before, after),
+        keys=key_change(before, after, write.touched),
+        labels=label_change(before, after, write.touched),
         parts=parts,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from typing import NamedTuple
 
 from streamline_trio._core.documents import Head, Record, RunDoc, WaitKind
 from streamline_trio._core.status import SETTLED
+from streamline_trio._core.store import Touched
 
 Value = str | bytes | int | None
 
@@ -57,10 +59,10 @@ def moving(run: RunDoc) -> Moving:
     )
 
 
-def has_moved(before: RunDoc, after: RunDoc) -> bool:
-    """Whether an update changes any of the moving columns."""
+def has_moved(before: RunDoc, after: RunDoc, touched: Touched | None = None) -> bool:
+    """Whether an update changes any of the moving columns; `touched` is that of the update."""
     old, new = before.head, after.head
-    if before.records is not after.records and _waiting(before.records) != _waiting(after.records):
+    if before.records is not after.records and _waits_for_else(before.records, after.records, touched):
         return True
     return _told(old) != _told(new) or (old.lease is not new.lease and _worker(old) != _worker(new))
 
@@ -79,7 +81,27 @@ def fixed(run: RunDoc) -> Fixed:
     return Fixed(origin.workflow, origin.priority, origin.tenant, origin.user, parent, origin.created_at)
 
 
-def _waiting(records: dict[str, Record]) -> int:
+def _waits_for_else(before: Mapping[str, Record], after: Mapping[str, Record], touched: Touched | None) -> bool:
+    """Whether the kinds of open waits differ; records that were not touched are looked at where they decide."""
+    if touched is None:
+        return _waiting(before) != _waiting(after)
+    keys = touched.get("records", ())
+    old, new = _kinds(before, keys), _kinds(after, keys)
+    return any(not _has_open(after, kind) for kind in old - new) or any(
+        not _has_open(before, kind) for kind in new - old
+    )
+
+
+def _has_open(records: Mapping[str, Record], kind: WaitKind) -> bool:
+    return any(record.kind == kind and record.is_open for record in records.values())
+
+
+def _kinds(records: Mapping[str, Record], keys: Iterable[str]) -> set[WaitKind]:
+    found = (records.get(key) for key in keys)
+    return {record.kind for record in found if record is not None and record.is_open}
+
+
+def _waiting(records: Mapping[str, Record]) -> int:
     bits = 0
     for record in records.values():
         if record.outcome is None:
