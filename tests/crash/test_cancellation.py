@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from streamline_trio import Engine, MemoryStore, RunHandle, Signal, StepContext, Workflow, open_engine
+from streamline_trio import Branch, Engine, MemoryStore, RunHandle, Signal, StepContext, Workflow, open_engine
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Insert, PutSide, Update
@@ -160,6 +160,7 @@ HANDLE: dict[str, list[Case]] = {
     "output": [reads("done", lambda s: lambda: s.handle.output("step"))],
     "logs": [reads("done", lambda s: s.handle.logs)],
     "progress": [reads("done", lambda s: s.handle.progress)],
+    "tree": [reads("done", lambda s: s.handle.tree)],
     "timeline": [reads("done", lambda s: s.handle.timeline)],
     "stream": [reads("held", lambda s: lambda: s.handle.stream().__anext__())],
     "resume": [Case("parked", lambda s: lambda: s.handle.resume(5), took_the_signal)],
@@ -368,6 +369,8 @@ IN_HANDLER: dict[str, Callable[[Ctx], Awaitable[object]]] = {
     "sleep_until": lambda ctx: ctx.sleep_until(START.add(seconds=5)),
     "wait": lambda ctx: ctx.wait("reason", returns=int, timeout=5),
     "wait_for": lambda ctx: ctx.wait_for(note, timeout=5),
+    "child": lambda ctx: ctx.child(_WORKFLOW, "x"),
+    "join": lambda ctx: ctx.join({"a": Branch(_WORKFLOW, "x")}),
     "goto": lambda ctx: ctx.goto("end"),
 }
 KEPT: dict[str, Callable[[RunDoc], bool]] = {

@@ -30,6 +30,7 @@ from streamline_trio._runtime.outputs import Found, OutputsView
 from streamline_trio._runtime.state import with_fields
 from streamline_trio._runtime.tokens import check_token
 from streamline_trio.testing._fake_answers import Answers, AnswersLike, Asked, WentTo
+from streamline_trio.testing._fake_joining import FakeJoins
 from streamline_trio.testing._fake_task import OwnTask
 from streamline_trio.testing._time import START
 
@@ -45,7 +46,7 @@ _NO_STEP = "step"
 _CONTAINERS = (dict, list, tuple, set, frozenset, type(None))
 
 
-class FakeContext(StepContext[InputT, StateT, OutputsT]):
+class FakeContext(FakeJoins, StepContext[InputT, StateT, OutputsT]):
     """A `StepContext` for unit tests: call a handler with it, and look at what it did.
 
     It needs no engine and no store. What a handler keeps is kept in the fake; sleeps end at once; waits are
@@ -61,7 +62,9 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
         state: the run's state; without it, as in a run: what the workflow makes of the input, or a copy of it.
         outputs: of finished steps, by handle or id.
         answers: by name, reason or signal (each is taken once); several of one name as a list of pairs. An
-            exception is raised, `WaitTimedOut` and `WaitWithdrawn` also as classes.
+            exception is raised, `WaitTimedOut` and `WaitWithdrawn` also as classes. A child is answered by its
+            name or its workflow's id, with its output or a `ChildFailed`; a join by its name or as "join", with a
+            `JoinResult` or a mapping of how its branches end, in that order: outputs, or exceptions.
         attempt: which call of the handler this is, from 1.
         checkpoints: what this step has saved in earlier attempts, by name.
         memos: what `once` remembers, by key.
@@ -335,7 +338,7 @@ class FakeContext(StepContext[InputT, StateT, OutputsT]):
 
     def _note(self, asked: Asked) -> None:
         check_reason(asked.name, "the name of a wait", shortest=1)
-        what = {"timer": "sleep", "human": "wait"}.get(asked.kind, "wait_for")
+        what = {"timer": "sleep", "human": "wait", "signal": "wait_for"}.get(asked.kind, asked.kind)
         self._own_task.require_possible(what, len(self.asked))
         if asked.name is not None and asked.name in self._names:
             raise SuspensionError(

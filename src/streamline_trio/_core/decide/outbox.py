@@ -65,7 +65,7 @@ def _nudge_parent(turn: Turn) -> None:
 def _cancel_unwanted(turn: Turn, before: Record, now: Record | None) -> None:
     """Cancel the children of a suspension that does not wait for them any more."""
     if now is not None and now.group == before.group:
-        if now.is_open or now.keeps_losers or _is_complete(now):
+        if now.is_open or _keeps_losers(now) or _is_complete(now):
             return
         ended, why = now.ended, "no longer waits for it"
     else:
@@ -81,6 +81,10 @@ def _cancel_unwanted(turn: Turn, before: Record, now: Record | None) -> None:
         reason=f"its parent, run {turn.run.id}, {why}",
     )
     _send(turn, errand)
+
+
+def _keeps_losers(record: Record) -> bool:
+    return record.kind == "join" and record.keeps_losers
 
 
 def _is_complete(record: Record) -> bool:
