@@ -186,7 +186,9 @@ class Joins(Waits):
         found: dict[object, Workflow[Any, Any]] = {}
         for index, (key, branch) in enumerate(branches.items()):
             if not (
-                is_text(key, _LONGEST_KEY) and is_a(branch, Branch) and isinstance(branch.workflow, Workflow | str)
+                is_text(key, _LONGEST_KEY)
+                and is_a(branch, Branch)
+                and (is_a(branch.workflow, Workflow) or is_a(branch.workflow, str))
             ):
                 raise ValidationError(
                     f"join: a branch is Branch(workflow, input) under a text, not {key!r}: {branch!r}"
