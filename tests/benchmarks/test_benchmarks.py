@@ -33,6 +33,7 @@ SHAPES = {
     },
     "claims": {"processes": {count: {"claims_per_s"} for count in ("1", "2", "4")}},
     "growth": {"us_per_step": {"10", "100", "1000"}, "bare_us_per_step": {"10", "100", "1000"}},
+    "join": {"us_per_branch": {"20", "40"}},
     "sleepers": {"sleepers": dict.fromkeys(("0", "1000"), COSTS)},
     "recovery": {"process_ready_s", "first_taken_over_s", "first_progress_s", "all_done_s", "remaining_work_s"},
 }
@@ -50,6 +51,7 @@ MONGODB = {
     "latency": SHAPES["latency"],
     "claims": {"processes": {count: {"claims_per_s"} for count in ("1", "2")}},
     "growth": {"us_per_step": {"10", "30"}, "bare_us_per_step": {"10", "30"}},
+    "join": {"us_per_branch": {"5", "10"}},
     "sleepers": {"sleepers": dict.fromkeys(("0", "50"), COSTS)},
     "recovery": SHAPES["recovery"],
 }
@@ -112,7 +114,7 @@ def test_all_of_them_run_on_a_store_that_was_named(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
     assert (told["benchmark"], told["store"]) == ("all", "memory:")
-    assert sorted(told["results"]) == ["growth", "latency", "steps"]
+    assert sorted(told["results"]) == ["growth", "join", "latency", "steps"]
 
 
 @pytest.mark.parametrize(

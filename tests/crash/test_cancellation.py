@@ -13,6 +13,7 @@ import trio.testing
 
 from streamline_trio import (
     Approved,
+    Branch,
     Done,
     Engine,
     MemoryStore,
@@ -184,6 +185,7 @@ HANDLE: dict[str, list[Case]] = {
     "output": [reads("done", lambda s: lambda: s.handle.output("step"))],
     "logs": [reads("done", lambda s: s.handle.logs)],
     "progress": [reads("done", lambda s: s.handle.progress)],
+    "tree": [reads("done", lambda s: s.handle.tree)],
     "timeline": [reads("done", lambda s: s.handle.timeline)],
     "metrics": [reads("done", lambda s: s.handle.metrics)],
     "stream": [reads("held", lambda s: lambda: s.handle.stream().__anext__())],
@@ -410,6 +412,8 @@ IN_HANDLER: dict[str, Callable[[Ctx], Awaitable[object]]] = {
     "request_approval": lambda ctx: ctx.request_approval("reason", timeout=5),
     "wait_for": lambda ctx: ctx.wait_for(note, timeout=5),
     "pin_output": lambda ctx: ctx.pin_output(1, "step"),
+    "child": lambda ctx: ctx.child(_WORKFLOW, "x"),
+    "join": lambda ctx: ctx.join({"a": Branch(_WORKFLOW, "x")}),
     "goto": lambda ctx: ctx.goto("end"),
     "scatter": lambda ctx: ctx.scatter({"key": _fn}),
     "loop": lambda ctx: ctx.loop(0, _body),

@@ -10,7 +10,18 @@ import pytest
 import trio
 import whenever
 
-from streamline_trio import Done, MemoryStore, Next, Signal, SqliteStore, StepContext, Store, Workflow, open_engine
+from streamline_trio import (
+    Branch,
+    Done,
+    MemoryStore,
+    Next,
+    Signal,
+    SqliteStore,
+    StepContext,
+    Store,
+    Workflow,
+    open_engine,
+)
 from streamline_trio._core.store import Applied, Verdict, Write
 from tests.scenarios.worlds import in_virtual_time
 
@@ -106,10 +117,12 @@ def store(request, tmp_path):
 
 
 @asynccontextmanager
-async def quiet_engine(store: Counting, workflow: Workflow[Any, Any], **options: Any):
+async def quiet_engine(
+    store: Counting, workflow: Workflow[Any, Any], *, more: tuple[Workflow[Any, Any], ...] = (), **options: Any
+):
     """An engine that has looked for work and sleeps; what it does by the clock does not come within the test."""
     settings: dict[str, Any] = {"poll_interval": 3600, "lease": 3600, **options}
-    async with open_engine(cast("Store", store), workflow, **settings) as engine:
+    async with open_engine(cast("Store", store), workflow, *more, **settings) as engine:
         await store.until_read("next_due")
         store.reset()
         yield engine
@@ -478,3 +491,62 @@ async def test_an_idle_engine_on_a_shared_store_only_beats():
         await trio.sleep(605)
         assert store.writes == {"PutSide": 60}
         assert store.reads["load"] == store.reads["load_many"] == 0
+
+
+def children(may_end: trio.Event) -> tuple[Workflow[Any, Any], Workflow[Any, Any]]:
+    """A child of one step that ends when it may, and a parent of one step that joins as many as its input says."""
+    child: Workflow[Any, Any] = Workflow("child")
+    parent: Workflow[Any, Any] = Workflow("counted")
+
+    @child.step
+    async def end(_ctx: StepContext) -> int:
+        await may_end.wait()
+        return 1
+
+    @parent.step
+    async def step(ctx: StepContext) -> int:
+        if ctx.input is None:
+            return int(await ctx.child(child))
+        return len((await ctx.join({f"b{n}": Branch(child) for n in range(ctx.input)})).branches)
+
+    return parent, child
+
+
+async def test_a_child_costs_four_writes_and_its_parent_six(store):
+    """A child costs its insert, the claim that begins it, the write that settles it, and the one that empties its
+    outbox; its parent the write that opens the wait, the park, the nudge and the claim more than a plain run."""
+    may_end = trio.Event()
+    parent, child = children(may_end)
+    async with quiet_engine(store, parent, more=(child,)) as engine, engine.events("step.started") as started:
+        handle = await engine.start(parent)
+        await anext(started)
+        await anext(started)
+        async with engine.events("workflow.waiting") as parked:
+            if (await handle.get()).status != "waiting":
+                await anext(parked)
+        store.reads.clear()
+        may_end.set()
+        assert await handle.result(timeout=30) == 1
+        while store.documents < 10:
+            await trio.lowlevel.checkpoint()
+        assert store.writes == {"Insert": 2, "Update": (2 + 1) + (1 + 4)}
+        # The nudge reads the parent, which nobody here drives, and `result` asks how it has settled.
+        assert store.reads["load"] == 1
+        assert set(store.reads) <= {"load", "load_many", "due", "next_due"}
+
+
+async def test_a_join_costs_its_parent_little_more_than_a_child(store):
+    """Of fifty branches each costs what a child does, and their parent hears of many in one write."""
+    may_end = trio.Event()
+    parent, child = children(may_end)
+    async with quiet_engine(store, parent, more=(child,)) as engine:
+        async with engine.events("step.started") as started:
+            handle = await engine.start(parent, 50)
+            for _ in range(51):
+                await anext(started)
+        store.reset()
+        may_end.set()
+        assert await handle.result(timeout=30) == 50
+        while store.documents < 50 * 2 + 3:
+            await trio.lowlevel.checkpoint()
+        assert store.documents <= 50 * 2 + 2 + 10

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from streamline_trio import (
+    Branch,
     Engine,
     InvalidState,
     MemoryStore,
@@ -21,14 +22,17 @@ from streamline_trio import (
     Workflow,
     open_engine,
 )
+from streamline_trio._core.store import Update
 from streamline_trio._runtime.store_urls import store_from
 from streamline_trio.stores.mongo import _stream
 from streamline_trio.testing import FaultyStore, crash, parked
+from tests.crash.faulty_store import BrokenStore
 from tests.scenarios.worlds import one_step, passing
 
 LEASE = 1.0
 LONG = 30.0
 ROUNDS = 5
+BRANCHES = 10
 Store = Callable[[], Any]
 Context = StepContext[Any, Any]
 news = Signal("news", int)
@@ -405,3 +409,105 @@ async def test_a_worker_whose_questions_fail_goes_on(store):
 
 async def _done(_ctx: Context) -> str:
     return "done"
+
+
+async def test_a_join_is_carried_by_all_workers(store):
+    """S228, S237: branches are driven by whichever worker, each once, and their parent hears of every end."""
+    calls = list[int]()
+    branch: Workflow[Any, Any] = Workflow("branch", input=int)
+
+    @branch.step
+    async def work(ctx: StepContext[int, int]) -> int:
+        calls.append(ctx.input)
+        await trio.sleep(0.02)
+        return ctx.input * 2
+
+    async def join(ctx: Context) -> list[int]:
+        result = await ctx.join({f"b{n}": Branch(branch, n) for n in range(BRANCHES)})
+        return [found.output for found in result.branches.values()]
+
+    flow = one_step(join)
+    async with opened(store, flow, branch) as engines:
+        handles = await all_at_once(*(partial(engine.start, flow) for engine in engines))
+        for handle in handles:
+            assert await handle.result() == [2 * n for n in range(BRANCHES)]
+    assert Counter(calls) == dict.fromkeys(range(BRANCHES), 2)
+
+
+async def test_the_end_of_a_parent_reaches_descendants_everywhere(store):
+    """S139, S239: three levels, each driven by a worker of its own, are all cancelled with the uppermost."""
+    unwound = list[str]()
+
+    async def hold(_ctx: Context) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            unwound.append("leaf")
+
+    leaf, middle = Workflow[Any, Any]("leaf"), Workflow[Any, Any]("middle")
+    leaf.add_step("hold", hold)
+
+    @middle.step
+    async def fan(ctx: Context) -> None:
+        await ctx.join({"a": Branch(leaf), "b": Branch(leaf)})
+
+    top = one_step(delegating(middle))
+    options: dict[str, Any] = {"lease": LEASE, "poll_interval": 0.1}
+    async with (
+        open_engine(store(), top, **options) as engine,
+        open_engine(store(), middle, **options),
+        open_engine(store(), leaf, **options),
+    ):
+        with trio.fail_after(LONG):
+            handle = await engine.start(top)
+
+            async def all_begun() -> bool:
+                return await engine.count(workflow="leaf", status="running") == 2
+
+            await until(all_begun)
+            await handle.cancel()
+
+            async def all_cancelled() -> bool:
+                return await engine.count(status="cancelled") == 4
+
+            await until(all_cancelled)
+    assert unwound == ["leaf", "leaf"]
+
+
+def delegating(workflow: Workflow[Any, Any]) -> Callable[[Context], Any]:
+    async def step(ctx: Context) -> Any:
+        return await ctx.child(workflow)
+
+    return step
+
+
+async def test_a_nudge_of_a_worker_that_died_is_delivered_by_another(store):
+    """S237: the worker that settled the child cannot tell its parent and dies; another one tells it in time."""
+    quick = one_step(_done)
+    waiting: Workflow[Any, Any] = Workflow("waiting")
+
+    @waiting.step
+    async def step(ctx: Context) -> Any:
+        return await ctx.child(quick)
+
+    def is_nudge(name: str, args: tuple[Any, ...]) -> bool:
+        return name == "write" and any(
+            isinstance(w, Update) and w.before.origin.workflow == "waiting" for w in args[0]
+        )
+
+    options: dict[str, Any] = {"lease": LEASE, "poll_interval": 0.1}
+    async with open_engine(store(), waiting, **options) as engine:
+        dying = BrokenStore(store_from(store()), is_nudge)
+        async with open_engine(dying, quick, **options) as lost:
+            dying.broken = True
+            handle = await engine.start(waiting)
+            with trio.fail_after(LONG):
+
+                async def is_done() -> bool:
+                    return await engine.count(workflow="flow", status="done") == 1
+
+                await until(is_done)
+            await crash(lost)
+        assert (await handle.get()).status == "waiting"
+        with trio.fail_after(LONG):
+            assert await handle.result() == "done"

@@ -3,8 +3,12 @@ from pathlib import Path
 
 import pytest
 
+from streamline_trio._core.codec import split
 from streamline_trio._core.errors import DataCorruption, StoreUnavailable
+from streamline_trio._core.store import Applied, Route
 from streamline_trio.stores.sqlite import SqliteStore, _files, _schema
+from streamline_trio.testing._conformance_base import moved, sample
+from tests.stores import schema_1
 from tests.stores.opening import opened
 
 
@@ -54,6 +58,68 @@ async def test_a_newer_schema_is_refused(path):
         connection.execute(f"PRAGMA user_version = {_schema.VERSION + 1}")
     connection.close()
     await refused(path, StoreUnavailable, "later release")
+
+
+def made_by_the_first_schema(path: Path) -> None:
+    """A file of release 0.1.0 with one run that waits to be started."""
+    run = sample("old", status="draft", due_at=5)
+    parts = split(run)
+    with sqlite3.connect(path) as connection:
+        for statement in schema_1.TABLES:
+            connection.execute(statement)
+        connection.execute(
+            "INSERT INTO runs VALUES (1, 'old', 1, 0, 1000, ?, 'draft', 0, '1', 5, NULL, 0, 0, 0, 0, 0, 'w', 0,"
+            " NULL, NULL, NULL, 1000)",
+            (parts.pop("head"),),
+        )
+        connection.executemany("INSERT INTO parts VALUES ('old', ?, ?)", parts.items())
+        connection.execute(f"PRAGMA application_id = {_schema.APPLICATION_ID}")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+
+
+async def test_a_file_of_the_first_schema_is_upgraded(path):
+    """Proves that a file of release 0.1.0 keeps its runs, and can hold errands from then on."""
+    made_by_the_first_schema(path)
+    for due in ([], ["old"]):
+        async with opened(path) as store:
+            run = await store.load("old")
+            assert [run.id for run in await store.due([Route("w", "1")], 9, 9)] == ["old"]
+            assert [run.id for run in await store.errands(9, 9)] == due
+            if not due:
+                assert await store.write([moved(run, errand_at=7)]) == [Applied()]
+
+
+async def test_an_upgrade_by_two_at_once_is_made_once(path):
+    """Proves that processes that open a file of an earlier release together do not fall over each other."""
+    made_by_the_first_schema(path)
+    connections = [sqlite3.connect(path, isolation_level=None) for _ in range(2)]
+    for connection in connections:
+        _schema.prepare_file(connection, str(path))
+        with _schema._transaction(connection, "BEGIN IMMEDIATE"):
+            _schema._upgrade(connection)  # as one that has seen the old version a moment ago
+        assert connection.execute("PRAGMA user_version").fetchone() == (_schema.VERSION,)
+        connection.close()
+
+
+async def test_an_upgraded_file_is_like_a_new_one(path, tmp_path):
+    """Proves that an upgrade leaves nothing out: the same columns and indexes as in a new file."""
+    made_by_the_first_schema(path)
+    new = tmp_path / "new.db"
+    for file in (path, new):
+        async with opened(file):
+            pass
+    assert described(path) == described(new)
+
+
+def described(path: Path) -> tuple[set[str], dict[str, str]]:
+    with sqlite3.connect(path) as connection:
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(runs)")}
+        indexes = dict(
+            connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql NOT NULL")
+        )
+    connection.close()
+    return columns, indexes
 
 
 async def test_a_missing_directory_is_named(tmp_path):

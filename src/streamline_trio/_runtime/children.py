@@ -85,9 +85,9 @@ class ChildStarter:
         In chunks, each noted in the record once it is stored, so that after a crash the next entry goes on from
         there; the last one is left to the write that parks. A child that is stored already is adopted.
         """
-        await self._publish()
         started = record.started
         while (chunk := self._next(record, started)) and record.is_open:
+            await self._publish(chunk)
             await self._insert(ask.key, record, chunk)
             started += len(chunk)
             if not self._next(record, started):
@@ -105,10 +105,10 @@ class ChildStarter:
         room = room_of(msgspec.structs.replace(record, started=started))
         return self._requests[started : started + max(min(room, CHUNK), 0)]
 
-    async def _publish(self) -> None:
+    async def _publish(self, chunk: Sequence[ChildRequest]) -> None:
         """See that every definition is stored: also those that this engine was not given."""
         services = self._services
-        for workflow in {id(request.workflow): request.workflow for request in self._requests}.values():
+        for workflow in {id(request.workflow): request.workflow for request in chunk}.values():
             await services.read(lambda workflow=workflow: services.registry.take_foreign(workflow, services.store))  # type: ignore[misc]  # a lambda with a default
 
     async def _insert(self, key: str, record: Record, chunk: Sequence[ChildRequest]) -> None:

@@ -132,16 +132,15 @@ class Joins(Waits):
         if not requests:
             return JoinResult(policy=policy, satisfied=policy in {"all", "settled"}, branches={})
         starter = self._starter(requests, self._options(None, (), None, None))
-        keys = [request.branch for request in requests]
         digest = digest_of([(request.branch, request.workflow.id) for request in requests])
         ask = self._ask(
             "join",
             name,
             f"join\n{policy}\n{digest}",
-            reason=f"{len(keys)} branches",
+            reason=f"{len(requests)} branches",
             group=self._mint_group(),
             policy=policy,
-            branches=len(keys),
+            branches=len(requests),
             concurrency=concurrency,
             keeps_losers=not cancel_losers,
         )
@@ -150,7 +149,7 @@ class Joins(Waits):
         result = await join_result(self._driver.services, record, known)
         if record.outcome == "value":
             return result
-        raise JoinFailed(failure_of_join(record, keys), result=result, step=self._step.id)
+        raise JoinFailed(failure_of_join(record, list(branches)), result=result, step=self._step.id)
 
     async def _started(self, ask: Ask, starter: ChildStarter) -> Record:
         """The resolved record. Its children are started once it is durable, and before the handler parks."""
@@ -184,12 +183,20 @@ class Joins(Waits):
             raise ValidationError(f"join takes a mapping of at most {MOST_BRANCHES} branches")
         registry = self._driver.services.registry
         requests: list[ChildRequest] = []
+        # With `concurrency` this is gone through for every few branches: each workflow is looked up once.
+        found: dict[object, Workflow[Any, Any]] = {}
         for index, (key, branch) in enumerate(branches.items()):
-            if not is_text(key, _LONGEST_KEY) or not is_a(branch, Branch):
+            if not (
+                is_text(key, _LONGEST_KEY)
+                and is_a(branch, Branch)
+                and (is_a(branch.workflow, Workflow) or is_a(branch.workflow, str))
+            ):
                 raise ValidationError(
                     f"join: a branch is Branch(workflow, input) under a text, not {key!r}: {branch!r}"
                 )
-            known = registry.known(branch.workflow)
+            known = found.get(branch.workflow)
+            if known is None:
+                known = found[branch.workflow] = registry.known(branch.workflow)
             requests.append(ChildRequest(index=index, branch=key, workflow=known, value=branch.input))
         return requests
 

@@ -27,7 +27,7 @@ from streamline_trio._runtime.tokens import check_token, digest_of
 
 T = TypeVar("T")
 
-_VERBS = {"timer": "sleep", "human": "wait", "signal": "wait_for"}
+_VERBS: dict[str, str] = {"timer": "sleep", "human": "wait", "signal": "wait_for"}
 
 
 class Waits(Entry):
@@ -168,7 +168,7 @@ class Waits(Entry):
 
     def _ask(self, kind: Any, name: str | None, ask: str, **fields: Any) -> Ask:
         check_reason(name, "the name of a wait", shortest=1)
-        self._suspender.require_possible(_VERBS.get(kind, kind))
+        self._suspender.require_possible(_VERBS.get(kind) or kind)
         return Ask(
             key=self._suspender.key_of(kind, name),
             kind=kind,

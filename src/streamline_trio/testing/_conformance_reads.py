@@ -122,6 +122,48 @@ async def next_due_is_the_earliest(subject: Subject) -> None:
         expect(await store.next_due([]), None, "next due of no route")
 
 
+@check(17)
+async def errands_come_earliest_first_of_whichever_run(subject: Subject) -> None:
+    """Whoever holds the run, whatever its status and route; not before their time, and not once they are done."""
+    async with opened(subject) as store:
+        late = sample("late", errand_at=90, status="done")
+        await put(
+            store,
+            late,
+            sample("held", errand_at=20, worker="x"),
+            sample("b", errand_at=10, workflow="v", priority=-5),
+            sample("a", errand_at=10, due_at=1, paused=True),
+            sample("none", due_at=1),
+        )
+        for limit in range(1, 5):
+            expect(
+                _ids(await store.errands(90, limit)), ["a", "b", "held", "late"][:limit], f"errands, limit {limit}"
+            )
+        expect(await store.errands(9, 9), [], "errands before their time")
+        expect((await store.errands(90, 9))[-1], late, "the run itself")
+        await must(store, moved(late, errand_at=None), moved(sample("none", due_at=1), errand_at=5))
+        expect(_ids(await store.errands(90, 9)), ["none", "a", "b", "held"], "after one is done and one is new")
+        await must(store, Delete("b", 1))
+        expect(_ids(await store.errands(90, 9)), ["none", "a", "held"], "after one is deleted")
+
+
+@check(17, needs="spoil")
+async def errands_of_a_run_that_does_not_decode(subject: Subject) -> None:
+    """Such a run is Corrupt; quarantined it is there no more, and after its next update it is again."""
+    if subject.spoil is None:
+        return
+    async with opened(subject) as store:
+        await put(store, sample("bad", errand_at=1), sample("good", errand_at=2))
+        await subject.spoil(store, "bad")
+        found = await store.errands(9, 9)
+        expect([isinstance(run, Corrupt) for run in found], [True, False], "which is corrupt")
+        good = sample("good", errand_at=2)
+        await must(store, Quarantine("bad"), Quarantine("good"))
+        expect(await store.errands(9, 9), [], "errands of runs in quarantine")
+        await must(store, moved(good))
+        expect(await store.errands(9, 9), [after(good)], "errands after the next update")
+
+
 @check(11, needs="spoil")
 async def a_run_that_does_not_decode_is_told(subject: Subject) -> None:
     """It is Corrupt in the queues, an error to load, left out of lists, and harms no other run."""

@@ -30,13 +30,14 @@ class WentTo(BaseException):
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, repr_omit_defaults=True):
-    """A suspension that a handler asked for: a `timer`, a `human` wait or a `signal`.
+    """A suspension that a handler asked for: a `timer`, a `human` wait, a `signal`, a `child` or a `join`.
 
     `due_at` is when a sleep ends, or a wait times out; `token` is the one that was passed on, if any; `approval`
-    tells `request_approval` from `wait`.
+    tells `request_approval` from `wait`. Of a child `workflow` and `input` tell what was to be started, of a join
+    the inputs in `branches`.
     """
 
-    kind: Literal["timer", "human", "signal"]
+    kind: Literal["timer", "human", "signal", "child", "join"]
     name: str | None = None
     reason: str | None = None
     signal: str | None = None
@@ -45,11 +46,15 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, repr_
     meta: dict[str, Any] | None = None
     token: str | None = None
     approval: bool = False
+    workflow: str | None = None
+    input: Any = None
+    policy: str | None = None
+    branches: dict[str, Any] | None = None
 
     @property
     def title(self) -> str:
         """What to give an answer under."""
-        return self.name or self.reason or self.signal or self.kind
+        return self.name or self.reason or self.signal or self.workflow or self.kind
 
 
 AnswersLike = Mapping[Any, Any] | Iterable[tuple[Any, Any]]
@@ -63,11 +68,21 @@ class Answers:
 
     def take(self, asked: Asked, type_: Any, step: str) -> Any:
         """The first answer that fits, rebuilt in the type that is wanted; an exception is raised."""
-        titles = {asked.name, asked.reason, asked.signal}
+        return self._outcome(self._taken(asked, step), type_, asked, step)
+
+    def take_as_given(self, asked: Asked, step: str) -> Any:
+        """The first answer that fits, as it was given; an exception is raised."""
+        value = self._taken(asked, step)
+        if isinstance(value, BaseException):
+            raise value
+        return value
+
+    def _taken(self, asked: Asked, step: str) -> Any:
+        titles = {asked.name, asked.reason, asked.signal, asked.workflow}
         for place, (key, value) in enumerate(self.left):
             if key in titles and _matches(value, asked.match):
                 del self.left[place]
-                return self._outcome(value, type_, asked, step)
+                return value
         given = ", ".join(repr(key) for key, _ in self.left) or "none"
         wanted = f" that matches {asked.match!r}" if asked.match else ""
         raise NotGiven(

@@ -31,6 +31,7 @@ from streamline_trio._runtime.state import with_fields
 from streamline_trio._runtime.tokens import check_token
 from streamline_trio.testing._fake_answers import Answers, AnswersLike, Asked, WentTo
 from streamline_trio.testing._fake_composition import Emitted, Lines
+from streamline_trio.testing._fake_joining import FakeJoins
 from streamline_trio.testing._fake_people import FakePeople
 from streamline_trio.testing._fake_task import OwnTask
 from streamline_trio.testing._time import START
@@ -47,7 +48,7 @@ _NO_STEP = "step"
 _CONTAINERS = (dict, list, tuple, set, frozenset, type(None))
 
 
-class FakeContext(FakePeople[InputT, StateT, OutputsT]):
+class FakeContext(FakeJoins, FakePeople[InputT, StateT, OutputsT]):
     """A `StepContext` for unit tests: call a handler with it, and look at what it did.
 
     It needs no engine and no store. What a handler keeps is kept in the fake; sleeps end at once; waits are
@@ -64,7 +65,9 @@ class FakeContext(FakePeople[InputT, StateT, OutputsT]):
         outputs: of finished steps, by handle or id.
         history: earlier outputs, oldest first, by handle or id.
         answers: by name, reason or signal (each is taken once); several of one name as a list of pairs. An
-            exception is raised, `WaitTimedOut` and `WaitWithdrawn` also as classes.
+            exception is raised, `WaitTimedOut` and `WaitWithdrawn` also as classes. A child is answered by its
+            name or its workflow's id, with its output or a `ChildFailed`; a join by its name or as "join", with a
+            `JoinResult` or a mapping of how its branches end, in that order: outputs, or exceptions.
         attempt: which call of the handler this is, from 1.
         checkpoints: what this step has saved in earlier attempts, by name.
         memos: what `once` remembers, by key.
@@ -344,7 +347,7 @@ class FakeContext(FakePeople[InputT, StateT, OutputsT]):
 
     def _note(self, asked: Asked) -> None:
         check_reason(asked.name, "the name of a wait", shortest=1)
-        what = {"timer": "sleep", "human": "wait"}.get(asked.kind, "wait_for")
+        what = {"timer": "sleep", "human": "wait", "signal": "wait_for"}.get(asked.kind, asked.kind)
         self._own_task.require_possible(what, self._lines.frame.places)
         if asked.name is not None:
             self._lines.require_new(f"={asked.name}", asked.name)

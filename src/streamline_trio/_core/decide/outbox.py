@@ -43,8 +43,9 @@ def _nudge_parent(turn: Turn) -> None:
     parent = origin.parent
     if parent is None or not parent.group:
         return
-    output_step = turn.changed("output_step")
-    is_alone = not parent.branch and turn.status == "done" and output_step is not None
+    is_done = turn.status == "done"
+    # The outputs of branches are read from their runs, when the join is over.
+    output_step: str = (turn.changed("output_step") or "") if is_done and not parent.branch else ""
     _send(
         turn,
         Errand(
@@ -55,8 +56,8 @@ def _nudge_parent(turn: Turn) -> None:
             group=parent.group,
             index=parent.index,
             status=turn.status,
-            output=turn.step(output_step).output if is_alone else None,
-            output_step=output_step if is_alone else "",
+            output=turn.step(output_step).output if output_step else None,
+            output_step=output_step,
             error=ended_with(turn.changed("error"), turn.changed("cancel_reason"), turn.status),
         ),
     )
@@ -65,7 +66,7 @@ def _nudge_parent(turn: Turn) -> None:
 def _cancel_unwanted(turn: Turn, before: Record, now: Record | None) -> None:
     """Cancel the children of a suspension that does not wait for them any more."""
     if now is not None and now.group == before.group:
-        if now.is_open or now.keeps_losers or _is_complete(now):
+        if now.is_open or _keeps_losers(now) or _is_complete(now):
             return
         ended, why = now.ended, "no longer waits for it"
     else:
@@ -81,6 +82,10 @@ def _cancel_unwanted(turn: Turn, before: Record, now: Record | None) -> None:
         reason=f"its parent, run {turn.run.id}, {why}",
     )
     _send(turn, errand)
+
+
+def _keeps_losers(record: Record) -> bool:
+    return record.kind == "join" and record.keeps_losers
 
 
 def _is_complete(record: Record) -> bool:
