@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from streamline_trio._core.documents import ErrorDoc
+from streamline_trio._core.documents import ErrorDoc, active_key
 from streamline_trio._core.due import NOW
 from streamline_trio._core.errors import InvalidState, LeaseLost
 from streamline_trio._core.happenings import (
@@ -111,8 +111,6 @@ def test_nothing_to_undo_is_a_plain_failure():
 
 def test_the_key_is_held_until_the_end():
     """An active run has its idempotency key; a compensating one is active."""
-    from streamline_trio._core.documents import active_key
-
     story = Story(saga(), idempotency_key="k").finishes().fails()
     assert active_key(story.run) is not None
     assert active_key(undoes(story).run) is None
@@ -217,7 +215,12 @@ def test_a_leaving_worker_begins_no_second_one():
 def test_a_pause_holds_the_next_compensation():
     """Paused: nothing begins and nobody looks; unpaused, it is due at once."""
     story = undoes(failed().does(PauseAsked(reason="why")))
-    assert (story.status, story.head.lease, story.head.due_at, story.head.paused) == ("compensating", None, None, True)
+    assert (story.status, story.head.lease, story.head.due_at, story.head.paused) == (
+        "compensating",
+        None,
+        None,
+        True,
+    )
     assert story.does(UnpauseAsked()).head.due_at == NOW
     assert compensation(story.claims(), "a").status == "running"
 
@@ -263,7 +266,10 @@ def test_a_failed_compensation_waits_for_its_retry():
     assert (story.events, story.facts[0].context) == (["engine.error"], "compensation-b")
     assert compensation(story, "a").status == "running"
     undoes(story)
-    assert (story.status, story.events) == ("compensation_failed", ["step.compensated", "workflow.compensation_failed"])
+    assert (story.status, story.events) == (
+        "compensation_failed",
+        ["step.compensated", "workflow.compensation_failed"],
+    )
     assert story.facts[1].steps == ("b",)
 
 
@@ -290,7 +296,7 @@ def test_a_crash_is_no_failure_of_the_compensation():
 
 
 def test_a_compensation_that_kills_its_workers_fails_alone():
-    """More recoveries in a row than allowed: this one is dead-lettered, the next gets its turn and its own count."""
+    """More recoveries in a row than allowed: this one is given up, the next gets its turn and its own count."""
     story = failed().takes_over("w2", max_recoveries=1).takes_over("w3", max_recoveries=1)
     assert (compensation(story, "b").status, compensation(story, "b").error.code) == ("failed", "dead_lettered")
     assert (compensation(story, "a").status, compensation(story, "a").worker) == ("running", "w3")
@@ -328,14 +334,14 @@ def test_only_the_running_compensation_is_reported_on():
     """Another step, a handler of a step, an old holder: none of them changes a compensating run."""
     story = failed()
     before = story.run
-    for kind, fields in [
-        (Undone, {"step": "a"}),
-        (Finished, {"step": "c", "output": pack(1)}),
-        (Suspended, {"step": "c", "asks": (human(),)}),
-        (CheckpointSaved, {"step": "a", "name": "n", "value": pack(1)}),
+    for happening in [
+        story.by_holder(Undone, step="a"),
+        story.by_holder(Finished, step="c", output=pack(1)),
+        story.by_holder(Suspended, step="c", asks=(human(),)),
+        story.by_holder(CheckpointSaved, step="a", name="n", value=pack(1)),
     ]:
         with pytest.raises(InvalidState):
-            story.held(kind, **fields)
+            story.does(happening)
     with pytest.raises(LeaseLost):
         story.does(Undone(worker="w1", fence=7, step="b"))
     assert story.run is before
@@ -425,7 +431,13 @@ def test_retry_undoes_again_what_failed():
     assert (story.status, story.head.undo, story.head.due_at) == ("compensating", ("c", "a"), NOW)
     assert story.events == ["workflow.retry", "workflow.compensating"]
     fresh = compensation(story, "c")
-    assert (fresh.status, fresh.attempts, fresh.failures, fresh.error, len(fresh.tries)) == ("pending", 0, 0, None, 1)
+    assert (fresh.status, fresh.attempts, fresh.failures, fresh.error, len(fresh.tries)) == (
+        "pending",
+        0,
+        0,
+        None,
+        1,
+    )
     assert (story.head.error, story.head.ended_at) == (BOOM, None)
     before = story.run
     assert story.does(Retried()).run is before
