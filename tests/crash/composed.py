@@ -34,7 +34,7 @@ def _family(ledger: Ledger) -> list[Workflow[Any, Any]]:
     async def whole(ctx: Context) -> int:
         ledger.add("whole", ctx.run_id, ctx.attempt)
         await ctx.sleep(0.02)
-        return int(ctx.output("half") * 2)
+        return int(ctx.output("half")) * 2
 
     family: Workflow[Any, Any] = Workflow("family")
 
@@ -47,7 +47,7 @@ def _family(ledger: Ledger) -> list[Workflow[Any, Any]]:
     async def many(ctx: Context) -> int:
         ledger.add("many", ctx.run_id, ctx.attempt)
         joined = await ctx.join({f"b{number}": Branch(member, number) for number in range(BRANCHES)})
-        return sum(branch.output for branch in joined.branches.values())
+        return int(sum(branch.output for branch in joined.branches.values()))
 
     @family.step
     async def spread(ctx: Context) -> int:
@@ -75,7 +75,7 @@ def _call(function: Any, *args: Any) -> Any:
 
 
 def _saga(ledger: Ledger) -> Workflow[Any, Any]:
-    saga: Workflow[Any, Any] = Workflow("saga")
+    saga: Workflow[Any, Any] = Workflow("order")
 
     async def act(ctx: Context) -> str:
         ledger.add("act", ctx.run_id, ctx.step_id, ctx.attempt)

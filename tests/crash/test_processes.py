@@ -113,6 +113,31 @@ async def test_the_next_process_takes_over_at_once(site, ledger):
     assert [(line[0], line[2]) for line in ledger.lines()] == [("entered", 1), ("entered", 2), ("returned", 2)]
 
 
+async def test_a_worker_is_killed_in_the_midst_of_a_compensation(site, ledger):
+    """S220: Proves that what was undone is not undone again, what was under way is, and the rest follows once."""
+    async with client(site, ledger) as engine:
+        async with worker_process(site, **MISSED_SOON) as first:
+            await engine.start("saga", run_id="r")
+            await until(lambda: len(ledger.lines()) == 3)
+            first.kill()
+        ledger.flag("r.2").touch()
+        async with worker_process(site, **MISSED_SOON):
+            with trio.fail_after(LONG):
+                document = await engine.run("r").wait()
+    assert (document.status, document.recoveries) == ("compensated", 1)
+    made = [(what, step, attempt) for what, step, attempt, _key, _pid in ledger.lines()]
+    assert made == [
+        ("undo", "three", 1),
+        ("undone", "three", 1),
+        ("undo", "two", 1),
+        ("undo", "two", 2),
+        ("undone", "two", 2),
+        ("undo", "one", 1),
+        ("undone", "one", 1),
+    ]
+    assert {key for *_, key, _pid in ledger.lines()} == {f"r:{step}:compensate" for step in ("one", "two", "three")}
+
+
 @on_sqlite
 async def test_a_living_worker_takes_over_at_its_next_poll(site, ledger):
     """Proves that the released lock of a killed process is noticed long before its lease is up."""

@@ -111,7 +111,31 @@ def workflows(ledger: Ledger) -> list[Workflow[Any, Any]]:  # noqa: C901 - five 
         ledger.add("tried", ctx.run_id, ctx.attempt)
         raise ValueError("always")
 
-    return [chain, nap, hold, gate, retry, *composed(ledger)]
+    return [chain, nap, hold, gate, retry, _saga(ledger), *composed(ledger)]
+
+
+def _saga(ledger: Ledger) -> Workflow[Any, Any]:
+    """Three steps to undo; the second undoing waits for a flag of its attempt."""
+    saga: Workflow[Any, Any] = Workflow("saga")
+
+    async def do(ctx: StepContext[Any, Any]) -> str:
+        return ctx.step_id
+
+    async def undo(ctx: StepContext[Any, Any]) -> None:
+        ledger.add("undo", ctx.step_id, ctx.attempt, ctx.idempotency_key("compensate"))
+        if ctx.step_id == "two":
+            while not ledger.flag(f"{ctx.run_id}.{ctx.attempt}").exists():  # noqa: ASYNC110 - set by another process
+                await trio.sleep(0.01)
+        ledger.add("undone", ctx.step_id, ctx.attempt, ctx.idempotency_key("compensate"))
+
+    for step in ("one", "two", "three"):
+        saga.add_step(step, do).compensate(undo)
+
+    @saga.step(attempts=1)
+    async def fail(_ctx: StepContext[Any, Any]) -> None:
+        raise ValueError("always")
+
+    return saga
 
 
 # --- the program -------------------------------------------------------------------------------------------

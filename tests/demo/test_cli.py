@@ -106,7 +106,9 @@ def test_the_live_view_shows_what_happens():
 def test_figures_that_do_not_hold_make_the_status_1(capsys, monkeypatch):
     """Proves that a broken promise is printed and fails the command."""
     figures = Figures(
-        **dict.fromkeys(["orders", "settled", "done", "failed", "steps", "retries", "approvals"], 1),
+        **dict.fromkeys(
+            ["orders", "settled", "done", "failed", "compensated", "steps", "undone", "retries", "approvals"], 1
+        ),
         **dict.fromkeys(["recoveries", "lost", "effects", "repeated"], 0),
         rerun=1,
         steps_per_second=1.0,
@@ -116,7 +118,8 @@ def test_figures_that_do_not_hold_make_the_status_1(capsys, monkeypatch):
         seconds=1.0,
         problems=["SO-1: charge, attempt 1 by worker 2, was made before"],
     )
-    assert "first run taken over                   never" in table(figures)
+    assert "first run taken over                      never" in table(figures)
+    assert "the ledger disagrees" in table(figures)
     monkeypatch.setattr("streamline_trio.cli.run_demo", lambda *_args, **_options: figures)
     assert main(["demo", "--plain"]) == 1
     assert capsys.readouterr().err == "streamline demo: SO-1: charge, attempt 1 by worker 2, was made before\n"

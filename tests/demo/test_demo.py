@@ -38,7 +38,9 @@ def test_nothing_is_lost_and_nothing_finished_runs_again(scratch):
     assert figures["recoveries"] >= 1
     assert figures["recovered_after_kill"] > 0
     assert figures["approvals"] == 8
-    assert figures["effects"] == figures["steps"] + figures["repeated"]
+    assert figures["compensated"] >= 1
+    assert figures["undone"] == 2 * figures["compensated"]
+    assert figures["effects"] == figures["steps"] + figures["undone"] + figures["repeated"]
     assert list(scratch.iterdir()) == []
 
 
@@ -59,7 +61,7 @@ async def test_a_store_that_is_named_keeps_the_runs(url):
     assert re.search(r"^  finished steps run again +0$", printed, re.MULTILINE)
     assert "worker 1 is killed (SIGKILL)" in printed
     async with open_engine(url, worker=False) as engine:
-        assert await engine.count(workflow="demo-order", status=("done", "failed")) == 5
+        assert await engine.count(workflow="demo-order", status=("done", "failed", "compensated")) == 5
 
 
 async def started(nursery):

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+from msgspec.structs import replace
+
 from streamline_trio._core.codec import split
 from streamline_trio._core.diff import changed
 from streamline_trio._core.documents import RunDoc
@@ -10,6 +12,8 @@ from streamline_trio._core.events import (
     Event,
     StepStarted,
     WorkflowCancelled,
+    WorkflowCompensated,
+    WorkflowCompensationFailed,
     WorkflowCompleted,
     WorkflowFailed,
 )
@@ -27,6 +31,8 @@ SETTLING: dict[type[Event], str] = {
     WorkflowCompleted: "done",
     WorkflowFailed: "failed",
     WorkflowCancelled: "cancelled",
+    WorkflowCompensated: "compensated",
+    WorkflowCompensationFailed: "compensation_failed",
 }
 
 
@@ -61,7 +67,11 @@ def _check_finished_stay(before: RunDoc, after: RunDoc, happening: Happening) ->
         return
     for step_id, step in before.steps.items():
         if step.status in FINISHED_STEP:
-            assert after.steps[step_id] is step, "a finished step was touched"
+            now = after.steps[step_id]
+            undone = replace(now, compensation=step.compensation)
+            assert now is step or undone == step, "a finished step was touched"
+            if step.compensation is not None and step.compensation.status == "done":
+                assert now.compensation is step.compensation, "what is undone was undone again"
 
 
 def _check_records_stay(before: RunDoc, after: RunDoc) -> None:
@@ -83,7 +93,11 @@ def _check_events(before: RunDoc, after: RunDoc, events: Sequence[Event], now: i
         told = (event.run_id, event.workflow, event.tenant, event.revision, event.at_millis)
         origin = after.origin
         assert told == (origin.id, origin.workflow, origin.tenant, after.head.revision, now)
-    settling = [SETTLING[type(event)] for event in events if type(event) in SETTLING]
+    settling = [
+        SETTLING[type(event)]
+        for event in events
+        if type(event) in SETTLING and not getattr(event, "compensating", False)
+    ]
     settled = before.head.status in ACTIVE and after.head.status in SETTLED
     assert settling == ([after.head.status] if settled else [])
     if settled:
@@ -100,10 +114,12 @@ def _check_events(before: RunDoc, after: RunDoc, events: Sequence[Event], now: i
 _ORDER = (
     ("workflow.paused", "workflow.unpaused", "workflow.retry", "workflow.rewound", "workflow.recovered"),
     ("workflow.dead_lettered", "workflow.started"),
-    ("step.completed", "step.skipped", "step.retry_scheduled", "step.waiting"),
+    ("step.completed", "step.skipped", "step.retry_scheduled", "step.waiting", "step.compensated", "engine.error"),
     ("step.failed", "workflow.waiting", "workflow.resumed"),
     ("step.started",),
     ("workflow.completed", "workflow.failed", "workflow.cancelled"),
+    ("workflow.compensating",),
+    ("workflow.compensated", "workflow.compensation_failed"),
 )
 _RANK = {name: rank for rank, names in enumerate(_ORDER) for name in names}
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 
-from streamline_trio._core.plan import StepPlan, make_plan
+from streamline_trio._core.plan import CompensationPlan, StepPlan, make_plan
 from streamline_trio._core.retry import RetryPolicy
 from tests.unit.story import T0, pack
 
@@ -26,16 +26,22 @@ policies = st.builds(
     factor=st.sampled_from([1.0, 2.0]),
     jitter=st.sampled_from([0.0, 0.3]),
 )
+compensations = st.builds(CompensationPlan, retry=policies, when=st.sampled_from(["finished", "started"]))
 plans = st.builds(
-    lambda retries, timeout: make_plan(
+    lambda steps, timeout, on_cancel: make_plan(
         workflow="w",
         version="1",
-        steps=tuple(StepPlan(id=step, retry=retry) for step, retry in zip(IDS, retries, strict=False)),
+        steps=tuple(
+            StepPlan(id=step, retry=retry, compensation=compensation)
+            for step, (retry, compensation) in zip(IDS, steps, strict=False)
+        ),
         timeout=timeout,
         max_step_logs=1000,
+        compensate_on_cancel=on_cancel,
     ),
-    st.lists(policies, min_size=1, max_size=6),
+    st.lists(st.tuples(policies, st.none() | compensations), min_size=1, max_size=6),
     st.sampled_from([None, None, 5.0, 100.0]),
+    st.booleans(),
 )
 drafts = st.sampled_from([(None, "w1"), (None, "w1"), (None, None), (T0 + 2000, None)])
 

@@ -50,6 +50,8 @@ from streamline_trio._core.happenings import (
     StateSet,
     Suspended,
     TimeCame,
+    UndoFailed,
+    Undone,
     UnpauseAsked,
     WaitOpened,
     WaitsOpened,
@@ -158,6 +160,12 @@ class OneRun(RuleBasedStateMachine):
     def _is_leased(self) -> bool:
         return self.run.head.lease is not None
 
+    def _runs_a_step(self) -> bool:
+        return self._is_leased() and self.run.head.status == "running"
+
+    def _undoes(self) -> bool:
+        return self._is_leased() and self.run.head.status == "compensating"
+
     def _is_due(self) -> bool:
         return self.run.head.due_at is not None
 
@@ -212,13 +220,24 @@ class OneRun(RuleBasedStateMachine):
     def _check_recovery(self, before: RunDoc) -> None:
         """A worker was lost: counted; too often in a row is the end, but a cancellation comes before it."""
         head = self.run.head
-        assert (head.recoveries, head.streak) == (before.head.recoveries + 1, before.head.streak + 1)
+        streak = before.head.streak + 1
+        assert head.recoveries == before.head.recoveries + 1
         if before.head.cancel_requested:
-            assert head.status == "cancelled"
+            assert head.status in self._cancelled_in(before)
+            assert head.dead_lettered == before.head.dead_lettered
+        elif before.head.status == "compensating":
+            assert head.streak == (0 if streak > MAX_RECOVERIES else streak)
         else:
-            assert head.dead_lettered == (head.streak > MAX_RECOVERIES)
+            assert head.dead_lettered == (streak > MAX_RECOVERIES)
+            assert head.streak == (0 if head.status == "compensating" else streak)
 
-    @precondition(_is_leased)
+    def _cancelled_in(self, before: RunDoc) -> set[str]:
+        """Where a cancellation leads: a run that undoes already stops that."""
+        if before.head.status == "compensating" or not self.plan.compensate_on_cancel:
+            return {"cancelled"}
+        return {"cancelled", "compensating"}
+
+    @precondition(_runs_a_step)
     @rule(value=st.integers(0, 3), release=releases)
     def the_step_finishes(self, value: int, release: bool) -> None:
         step_id, before = self.current, self.run
@@ -226,13 +245,16 @@ class OneRun(RuleBasedStateMachine):
         assert self.run.steps[step_id].output == pack(value)
         self._check_release(release)
         assert self.run.head.streak == 0
-        assert (self.run.head.status == "cancelled") == before.head.cancel_requested
+        if before.head.cancel_requested:
+            assert self.run.head.status in self._cancelled_in(before)
+        else:
+            assert self.run.head.status != "cancelled"
 
     def _check_release(self, release: bool) -> None:
         """A worker that leaves holds nothing afterwards."""
         assert not release or self.run.head.lease is None
 
-    @precondition(_is_leased)
+    @precondition(_runs_a_step)
     @rule(how=st.sampled_from(["skip", "go", "leave"]), to=step_ids, release=releases)
     def the_step_ends_otherwise(self, how: str, to: str, release: bool) -> None:
         match how:
@@ -244,7 +266,7 @@ class OneRun(RuleBasedStateMachine):
             case _:
                 self.hand_back()
 
-    @precondition(_is_leased)
+    @precondition(_runs_a_step)
     @rule(retriable=st.sampled_from([True, True, True, False]), roll=rolls, release=releases)
     def the_attempt_fails(self, retriable: bool, roll: float, release: bool) -> None:
         error = ErrorDoc(code="workflow.step.failed", message="boom", step=self.current)
@@ -254,13 +276,14 @@ class OneRun(RuleBasedStateMachine):
         head, policy = self.run.head, self.plan.step(step_id).retry
         exhausted = before.steps[step_id].failures + 1 >= policy.attempts or not retriable
         if before.head.cancel_requested:
-            assert head.status == "cancelled"
+            assert head.status in self._cancelled_in(before)
         else:
             overdue = before.head.deadline is not None and before.head.deadline <= self.now
-            assert (head.status == "failed") == (exhausted or overdue)
-            at_once = policy.delay == 0 and not before.head.paused and not release and head.status != "failed"
+            assert (head.status in {"failed", "compensating"}) == (exhausted or overdue)
+            goes_on = policy.delay == 0 or head.status == "compensating"
+            at_once = goes_on and not before.head.paused and not release and head.status != "failed"
             assert (head.lease is not None) == at_once
-        if head.status != "cancelled":
+        if head.status not in {"cancelled", "compensating"}:
             assert not any(r.outcome in {"timed_out", "withdrawn"} for r in self._kept_records())
 
     def _kept_records(self) -> list[Any]:
@@ -276,12 +299,12 @@ class OneRun(RuleBasedStateMachine):
         assert isinstance(error, StepNotFound) == (not known)
         self._check_release(release and known)
 
-    @precondition(_is_leased)
+    @precondition(_runs_a_step)
     @rule(wish=asks())
     def the_step_waits(self, wish: dict[str, Any]) -> None:
         self.suspend([wish], release=False)
 
-    @precondition(_is_leased)
+    @precondition(_runs_a_step)
     @rule(wishes=st.lists(asks(), min_size=1, max_size=2, unique_by=lambda ask: ask["key"]), release=releases)
     def the_step_waits_for_several(self, wishes: list[dict[str, Any]], release: bool) -> None:
         self.suspend(wishes, release=release)
@@ -292,7 +315,7 @@ class OneRun(RuleBasedStateMachine):
         fields = self._held(step=self.current, asks=wanted, release=release)
         error = self.happens(Suspended(**fields))
         assert error is None or isinstance(error, SuspensionError)
-        if error is not None or self.run.head.status in SETTLED:
+        if error is not None or self.run.head.status in {*SETTLED, "compensating"}:
             return
         outcomes = [self.run.records[ask.key].outcome for ask in wanted]
         parked = self.run.head.status == "waiting"
@@ -302,13 +325,13 @@ class OneRun(RuleBasedStateMachine):
             fired = {key for key, record in self.run.records.items() if record.outcome in {"fired", "timed_out"}}
             assert fired <= {key for key, record in before.records.items() if record.outcome is not None}
 
-    @precondition(_is_leased)
+    @precondition(_runs_a_step)
     @rule(wish=asks())
     def the_step_opens_a_wait(self, wish: dict[str, Any]) -> None:
         error = self.happens(WaitOpened(**self._held(step=self.current, ask=self._ask(wish))))
         assert error is None or isinstance(error, SuspensionError)
 
-    @precondition(_is_leased)
+    @precondition(_runs_a_step)
     @rule(number=st.integers(0, 3))
     def the_step_keeps(self, number: int) -> None:
         self._accepted(StateSet(**self._held(state=pack(number))))
@@ -370,21 +393,70 @@ class OneRun(RuleBasedStateMachine):
         before = self.run
         self._accepted(HandedBack(**self._held()))
         self._check_release(release=True)
-        if self.run.head.status not in SETTLED:
+        if self.run.head.status == before.head.status or self.run.head.status not in {*SETTLED, "compensating"}:
             assert self.run.steps is before.steps, "a call that is handed back counts"
 
     @precondition(lambda self: self._is_leased() and self.run.head.cancel_requested)
     @rule()
     def the_cancelled_handler_has_unwound(self) -> None:
+        before = self.run
         self._accepted(CancelUnwound(**self._held()))
-        assert self._is_cancelled()
+        assert self.run.head.status in self._cancelled_in(before)
 
     @precondition(lambda self: self._is_leased() and self.now >= (self.run.head.deadline or math.inf) - 1)
     @rule()
     def the_deadline_passes(self) -> None:
-        asked = self.run.head.cancel_requested
+        before = self.run
         self._accepted(DeadlinePassed(**self._held()))
-        assert self.run.head.status == ("cancelled" if asked else "failed")
+        ends = self._cancelled_in(before) if before.head.cancel_requested else {"failed", "compensating"}
+        assert self.run.head.status in ends
+
+    @precondition(_undoes)
+    @rule(release=releases)
+    def the_step_is_undone(self, release: bool) -> None:
+        before, step_id = self.run, self.run.head.undo[0]
+        self._accepted(Undone(**self._held(step=step_id, release=release)))
+        compensation = self.run.step(step_id).compensation
+        assert compensation is not None
+        assert compensation.status == "done"
+        self._check_release(release)
+        assert (self.run.head.status == "cancelled") == before.head.cancel_requested
+
+    @precondition(_undoes)
+    @rule(retriable=st.sampled_from([True, True, True, False]), roll=rolls, release=releases)
+    def the_step_is_not_undone(self, retriable: bool, roll: float, release: bool) -> None:
+        before, step_id = self.run, self.run.head.undo[0]
+        error = ErrorDoc(code="workflow.step.failed", message="boom", step=step_id)
+        fields = self._held(step=step_id, error=error, retriable=retriable, roll=roll, release=release)
+        self._accepted(UndoFailed(**fields))
+        self._check_release(release)
+        assert (self.run.head.status == "cancelled") == before.head.cancel_requested
+
+    @precondition(_undoes)
+    @rule(number=st.integers(0, 3))
+    def the_compensation_keeps(self, number: int) -> None:
+        step_id = self.run.head.undo[0]
+        self._accepted(StateSet(**self._held(state=pack(number))))
+        self._accepted(CheckpointSaved(**self._held(step=step_id, name=f"c{number}", value=pack(number))))
+
+    @precondition(_undoes)
+    @rule()
+    def the_compensation_is_handed_back(self) -> None:
+        self.hand_back()
+
+    @precondition(_undoes)
+    @rule(data=st.data())
+    def the_compensation_does_what_only_a_step_can(self, data: st.DataObject) -> None:
+        step = self._held(step=self.run.head.undo[0])
+        ask = self._ask({"key": "k", "kind": "human", "ask": "", "place": 0, "due_in": 1})
+        wrong: list[Happening] = [
+            Finished(output=pack(0), **step),
+            Skipped(**step),
+            WentTo(target=self.plan.first, **step),
+            Suspended(asks=(ask,), **step),
+            WaitOpened(ask=ask, **step),
+        ]
+        assert isinstance(self.happens(data.draw(st.sampled_from(wrong))), InvalidState)
 
     @rule(data=st.data())
     def somebody_out_of_place_acts(self, data: st.DataObject) -> None:
@@ -412,6 +484,8 @@ class OneRun(RuleBasedStateMachine):
         late: list[Happening] = [
             Finished(output=pack(0), **step),
             Skipped(**step),
+            Undone(**step),
+            UndoFailed(error=error, retriable=True, **step),
             AttemptFailed(error=error, retriable=True, **step),
             WentTo(target=self.plan.first, **step),
             Suspended(asks=(self._ask({"key": "k", "kind": "human", "ask": "", "place": 0, "due_in": 1}),), **step),
@@ -493,8 +567,11 @@ class OneRun(RuleBasedStateMachine):
         reason=reasons,
         to=step_ids,
         lease_dead=st.sampled_from([False, False, True]),
+        stops_undoing=st.booleans(),
     )
-    def somebody_steers(self, verb: str, reason: str | None, to: str, lease_dead: bool) -> None:
+    def somebody_steers(
+        self, verb: str, reason: str | None, to: str, lease_dead: bool, stops_undoing: bool
+    ) -> None:
         match verb:
             case "pause":
                 self.pause(reason)
@@ -505,14 +582,14 @@ class OneRun(RuleBasedStateMachine):
             case "retry":
                 self.retry()
             case _:
-                self.cancel(reason, lease_dead=lease_dead)
+                self.cancel(reason, lease_dead=lease_dead, stops_undoing=stops_undoing)
 
     @precondition(lambda self: self.run.head.paused)
     @rule()
     def somebody_unpauses(self) -> None:
         self.unpause()
 
-    @precondition(lambda self: self.run.head.status == "failed")
+    @precondition(lambda self: self.run.head.status in {"failed", "compensation_failed"})
     @rule()
     def somebody_retries(self) -> None:
         self.retry()
@@ -522,13 +599,15 @@ class OneRun(RuleBasedStateMachine):
     def somebody_rewinds(self, data: st.DataObject) -> None:
         self.rewind(data.draw(st.sampled_from([step.id for step in self.plan.steps])), lease_dead=False)
 
-    def cancel(self, reason: str | None, *, lease_dead: bool) -> None:
+    def cancel(self, reason: str | None, *, lease_dead: bool, stops_undoing: bool) -> None:
         before = self.run
-        self._accepted(CancelAsked(reason=reason, lease_dead=lease_dead))
+        self._accepted(CancelAsked(reason=reason, lease_dead=lease_dead, stops_undoing=stops_undoing))
         if before.head.status in SETTLED:
             assert self.run is before, "cancelling a settled run is no act"
+        elif before.head.status == "compensating" and not stops_undoing:
+            assert self.run is before, "what undoes its steps was stopped"
         elif before.head.lease is None or lease_dead:
-            assert self._is_cancelled()
+            assert self.run.head.status in self._cancelled_in(before)
         else:
             assert self.run.head.cancel_requested
             assert self.run.head.lease == before.head.lease
@@ -546,7 +625,7 @@ class OneRun(RuleBasedStateMachine):
     def rewind(self, to: str, *, lease_dead: bool) -> None:
         before = self.run
         allowed = before.head.status in {"done", "failed", "running", "waiting"} and self._has_reached(to)
-        allowed = allowed and (before.head.lease is None or lease_dead)
+        allowed = allowed and (before.head.lease is None or (lease_dead and not before.head.cancel_requested))
         error = self.happens(Rewound(to=to, lease_dead=lease_dead))
         assert (error is None) == allowed
         if allowed:
@@ -565,14 +644,14 @@ class OneRun(RuleBasedStateMachine):
         before = self.run
         again = before.head.status not in SETTLED and before.head.retried
         error = self.happens(Retried())
-        assert (error is None) == (before.head.status == "failed" or again)
+        assert (error is None) == (before.head.status in {"failed", "compensation_failed"} or again)
         if again:
             assert self.run is before, "a repeated retry is a no-op"
         elif error is None:
             kept = {key: record.value for key, record in before.records.items() if record.outcome == "value"}
             assert {k: r.value for k, r in self.run.records.items() if r.outcome == "value"} == kept
 
-    @precondition(_is_cancelled)
+    @precondition(lambda self: self.run.head.status in {"cancelled", "compensated"})
     @rule(draft=drafts)
     def another_run_starts(self, draft: tuple[int | None, str | None]) -> None:
         self._check_fold()
@@ -591,7 +670,7 @@ class OneRun(RuleBasedStateMachine):
         run, now = self.run, self.now
         if run.head.paused:
             run = decide(run, UnpauseAsked(), self.plan, now).run
-        for _ in range(2 * len(self.plan.steps) + 3):
+        for _ in range(4 * len(self.plan.steps) + 3):
             if run.head.status in SETTLED or waits_on_outside(run):
                 return
             lease = run.head.lease
@@ -600,8 +679,11 @@ class OneRun(RuleBasedStateMachine):
                 now = max(now, run.head.due_at)
                 run = decide(run, Claimed(worker="w4"), self.plan, now).run
             else:
-                step = run.head.current_step or ""
-                done = Finished(worker=lease.worker, fence=lease.fence, step=step, output=b"")
+                held: dict[str, Any] = {"worker": lease.worker, "fence": lease.fence}
+                if run.head.status == "compensating":
+                    done: Happening = Undone(step=run.head.undo[0], **held)
+                else:
+                    done = Finished(step=run.head.current_step or "", output=b"", **held)
                 run = decide(run, done, self.plan, now).run
         raise AssertionError("it goes on for ever")
 

@@ -289,7 +289,7 @@ async def test_the_context_of_a_compensation() -> None:
 
 @in_virtual_time
 async def test_a_stable_key_over_retries() -> None:
-    """S216: Proves that each attempt at a refund has the key `run:step:compensate`, and that attempts are counted."""
+    """S216: Proves that each attempt at a refund has the key `run:step:compensate`, and is counted."""
     keys: list[str] = []
     times: list[float] = []
     saga = Saga(fails=False)
@@ -586,7 +586,7 @@ async def test_cancel_between_two_attempts() -> None:
 
 @in_virtual_time
 async def test_a_compensation_that_returns_in_spite_of_the_cancellation_is_done() -> None:
-    """Proves that a result which comes after the cancellation was asked is not lost, and that nothing more begins."""
+    """Proves that a result which comes after the cancellation is not lost, and that nothing more begins."""
     saga = Saga("a", "b")
 
     async def stubborn(_ctx: Context) -> None:
@@ -627,7 +627,7 @@ async def test_a_paused_run_begins_no_compensation() -> None:
 
 @in_virtual_time
 async def test_a_run_that_fails_while_it_is_paused_is_undone_later() -> None:
-    """Proves that a failure under a pause turns the run back, and that its undoing waits for the end of the pause."""
+    """Proves that a failure under a pause turns the run back, and that the undoing waits until it is over."""
     saga = Saga("a", fails=False)
 
     @saga.workflow.step(attempts=1)
@@ -691,7 +691,7 @@ async def test_a_drain_lets_the_present_compensation_end() -> None:
 
 @in_virtual_time
 async def test_retry_of_what_could_not_be_undone() -> None:
-    """Proves that retry tries only what failed, in the order it had, with fresh attempts; repeated it is a no-op."""
+    """Proves that retry tries only what failed, in its order, with fresh attempts; repeated it is a no-op."""
     saga = Saga("a", "b", "c")
     broken = {"a", "c"}
 
@@ -912,3 +912,40 @@ async def test_a_cancelled_run_is_undone_by_the_next_worker() -> None:
     async with open_engine(store, saga.workflow) as engine:
         assert (await engine.run(handle.id).wait()).status == "compensated"
     assert saga.calls[-1] == "-a"
+
+
+@in_virtual_time
+async def test_what_asked_to_suspend_is_not_tried_again_under_another_name() -> None:
+    """S215: Proves that wrapping the error does not make the compensation worth another attempt."""
+    saga = Saga(fails=False)
+    saga.add("a", attempts=5)
+    saga.workflow.add_step("fail", boom, attempts=1)
+
+    async def wraps(ctx: Context) -> None:
+        try:
+            await ctx.sleep(1)
+        except Exception as error:
+            raise ConnectionError("it did not work") from error
+
+    saga.during["a"] = wraps
+    failed = (await settled(saga.workflow)).steps["a"].compensation
+    assert failed is not None
+    assert (failed.status, failed.attempts) == ("failed", 1)
+
+
+@in_virtual_time
+async def test_a_compensation_that_returns_too_late_is_called_again() -> None:
+    """Proves that a result in spite of the timeout counts for nothing, as with steps."""
+    saga = Saga(fails=False)
+    saga.add("a", attempts=2, retry_delay=0, timeout=1)
+    saga.workflow.add_step("fail", boom, attempts=1)
+
+    async def stubborn(ctx: Context) -> None:
+        if ctx.attempt == 1:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(2)
+
+    saga.during["a"] = stubborn
+    undone = (await settled(saga.workflow)).steps["a"].compensation
+    assert undone is not None
+    assert (undone.status, undone.attempts) == ("done", 2)

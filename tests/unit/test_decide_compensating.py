@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from streamline_trio._core.documents import ErrorDoc
+from streamline_trio._core.documents import ErrorDoc, active_key
 from streamline_trio._core.due import NOW
 from streamline_trio._core.errors import InvalidState, LeaseLost
 from streamline_trio._core.happenings import (
@@ -111,8 +111,6 @@ def test_nothing_to_undo_is_a_plain_failure():
 
 def test_the_key_is_held_until_the_end():
     """An active run has its idempotency key; a compensating one is active."""
-    from streamline_trio._core.documents import active_key
-
     story = Story(saga(), idempotency_key="k").finishes().fails()
     assert active_key(story.run) is not None
     assert active_key(undoes(story).run) is None
@@ -298,7 +296,7 @@ def test_a_crash_is_no_failure_of_the_compensation():
 
 
 def test_a_compensation_that_kills_its_workers_fails_alone():
-    """More recoveries in a row than allowed: this one is dead-lettered, the next gets its turn and its own count."""
+    """More recoveries in a row than allowed: this one is given up, the next gets its turn and its own count."""
     story = failed().takes_over("w2", max_recoveries=1).takes_over("w3", max_recoveries=1)
     assert (compensation(story, "b").status, compensation(story, "b").error.code) == ("failed", "dead_lettered")
     assert (compensation(story, "a").status, compensation(story, "a").worker) == ("running", "w3")
@@ -336,14 +334,14 @@ def test_only_the_running_compensation_is_reported_on():
     """Another step, a handler of a step, an old holder: none of them changes a compensating run."""
     story = failed()
     before = story.run
-    for kind, fields in [
-        (Undone, {"step": "a"}),
-        (Finished, {"step": "c", "output": pack(1)}),
-        (Suspended, {"step": "c", "asks": (human(),)}),
-        (CheckpointSaved, {"step": "a", "name": "n", "value": pack(1)}),
+    for happening in [
+        story.by_holder(Undone, step="a"),
+        story.by_holder(Finished, step="c", output=pack(1)),
+        story.by_holder(Suspended, step="c", asks=(human(),)),
+        story.by_holder(CheckpointSaved, step="a", name="n", value=pack(1)),
     ]:
         with pytest.raises(InvalidState):
-            story.held(kind, **fields)
+            story.does(happening)
     with pytest.raises(LeaseLost):
         story.does(Undone(worker="w1", fence=7, step="b"))
     assert story.run is before

@@ -206,8 +206,9 @@ class RunHandle:
     ) -> None:
         """Answer the one open wait (of `step`). A human wait needs a payload, which must fit what it returns.
 
-        Where several are open, as in a scatter, `wait` says which: by its name, or its key as `pending` lists it. Raises `InvalidState` when nothing waits or several waits are open, `ValidationError` for a payload that
-        does not fit (the wait stays open). Durable when it returns; a cancel point; atomic.
+        Where several are open, as in a scatter, `wait` says which: by its name, or its key as `pending` lists it.
+        Raises `InvalidState` when nothing waits or several are meant, `ValidationError` for a payload that does not
+        fit (the wait stays open). Durable when it returns; a cancel point; atomic.
         """
         given = None if payload is _NOT_GIVEN else _encoded(payload, self.id)
         await self._act(Answered(payload=given, step=_step_id(step), wait=_wait_name(wait)))

@@ -12,7 +12,15 @@ from rich.text import Text
 
 from streamline_trio.demo.show import Progress
 
-_COLOURS = {"done": "green", "running": "cyan", "waiting": "yellow", "draft": "white", "failed": "red"}
+_COLOURS = {
+    "done": "green",
+    "running": "cyan",
+    "waiting": "yellow",
+    "draft": "white",
+    "failed": "red",
+    "compensating": "magenta",
+    "compensated": "blue",
+}
 
 
 class Live:

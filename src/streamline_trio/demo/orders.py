@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,8 @@ TOO_MUCH = 300_000
 
 NO_CREDIT = "0002"
 """The provider declines the card that ends so."""
+
+_REFUSED = 0.08
 
 _SHIPPED = Path(__file__).with_name("orders.csv")
 _CHECKOUT = Path(__file__).parents[3] / "examples" / "orders" / "orders.csv"
@@ -43,7 +46,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 class Outcome(msgspec.Struct, frozen=True):
     """How a run ends; `step` is the one that fails it."""
 
-    status: Literal["done", "failed"]
+    status: Literal["done", "failed", "compensated"]
     step: str | None = None
 
 
@@ -55,7 +58,19 @@ def expected(order: Order) -> Outcome:
         return Outcome("failed", "approve")
     if order.card == NO_CREDIT:
         return Outcome("failed", "charge")
+    if not has_carrier(order):
+        return Outcome("compensated", "ship")
     return Outcome("done")
+
+
+def has_carrier(order: Order) -> bool:
+    """Whether somebody takes the parcel; if not, that turns out at the very end."""
+    return share(order.order_id, "carrier") >= _REFUSED
+
+
+def share(order_id: str, what: str) -> float:
+    """A number in [0, 1) that looks random and is the same in every process and on every day."""
+    return zlib.crc32(f"{order_id} {what}".encode()) / 2**32
 
 
 def read_orders() -> list[Order]:

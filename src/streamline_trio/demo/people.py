@@ -10,8 +10,8 @@ import msgspec
 import trio
 
 from streamline_trio import Engine, TokenInvalid
-from streamline_trio.demo.orders import TOO_MUCH
-from streamline_trio.demo.shop import Mail, Tail, share
+from streamline_trio.demo.orders import TOO_MUCH, share
+from streamline_trio.demo.shop import Mail, Tail
 from streamline_trio.demo.workflow import Answer
 
 _LOOKS_EVERY = 0.1

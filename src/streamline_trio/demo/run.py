@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from streamline_trio import Run, StreamlineError, ValidationError, open_engine
-from streamline_trio.demo.check import SETTLED, Snapshot, check, finished_steps, repeated
+from streamline_trio.demo.check import SETTLED, Snapshot, check, finished_steps, repeated, undone_steps
 from streamline_trio.demo.crew import WorkerProcess
 from streamline_trio.demo.orders import Order, read_orders
 from streamline_trio.demo.people import Approver
@@ -26,7 +26,7 @@ ORDERS_PER_SECOND = 40.0
 GIVE_UP_AFTER = 60.0
 _LOOKS_EVERY = 0.1
 _RATE_OVER = 2.0
-RunStatus = Literal["draft", "running", "waiting", "done", "failed"]
+RunStatus = Literal["draft", "running", "waiting", "compensating", "done", "failed", "compensated"]
 _STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
 _decode = msgspec.json.Decoder(Line).decode
 
@@ -125,8 +125,8 @@ class _Demo:
 
     async def _snapshot(self) -> Snapshot:
         runs = await self._runs()
-        snapshot = Snapshot(time.monotonic(), finished_steps(runs))
-        self._say(f"worker 2 is started; {len(snapshot.finished)} steps are stored as finished by now")
+        snapshot = Snapshot(time.monotonic(), finished_steps(runs) | undone_steps(runs))
+        self._say(f"worker 2 is started; {len(snapshot.finished)} steps are stored as finished or undone by now")
         return snapshot
 
     async def _see_taken_over(self, worker: WorkerProcess, killed_at: float) -> None:
@@ -157,7 +157,7 @@ class _Demo:
             seconds=self._seconds(),
             orders=len(self._orders),
             by_status=counts,
-            effects=Counter(line.step for line in self._ledger if line.ok),
+            effects=Counter(line.what for line in self._ledger if line.ok),
             retries=sum(not line.ok for line in self._ledger),
             approvals=len(self._approver.answered),
             steps_per_second=sum(line.ok and line.at > recent for line in self._ledger) / _RATE_OVER,
@@ -191,7 +191,9 @@ class _Demo:
             settled=sum(run.status in SETTLED for run in runs),
             done=statuses["done"],
             failed=statuses["failed"],
+            compensated=statuses["compensated"],
             steps=steps,
+            undone=len(undone_steps(runs)),
             retries=len(self._ledger) - len(effects),
             approvals=len(self._approver.answered),
             recoveries=recoveries,

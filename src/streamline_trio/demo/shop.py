@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,17 @@ import msgspec
 import trio
 
 from streamline_trio import NonRetriable, StepContext
-from streamline_trio.demo.orders import NO_CREDIT, Order
+from streamline_trio.demo.orders import NO_CREDIT, Order, has_carrier, share
+
+REFUNDED_LATE = 0.5
+"""For this part of the orders the first call for a refund is not answered."""
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """A side effect, done (`ok`) or refused by the other side. `at` is the machine's monotonic clock."""
+    """A side effect, done (`ok`) or refused by the other side; or that one was undone (`undo`).
+
+    `at` is the machine's monotonic clock.
+    """
 
     run: str
     order: str
@@ -31,6 +36,12 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     worker: str
     pid: int
     at: float
+    undo: bool = False
+
+    @property
+    def what(self) -> str:
+        """The step, or the undoing of it."""
+        return undoing(self.step) if self.undo else self.step
 
 
 class Mail(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +57,11 @@ class ProviderDown(ConnectionError):
     """The payment provider did not answer; nothing was charged."""
 
 
+def undoing(step: str) -> str:
+    """What the undoing of a step is called."""
+    return f"undoing {step}"
+
+
 class Shop:
     """What handlers do to the world, seen from one process."""
 
@@ -54,10 +70,20 @@ class Shop:
         self.mails: Path = folder / "mails.jsonl"
         self._worker = worker
 
-    async def work(self, ctx: StepContext[Order, Any], longest: float) -> None:
-        """Be busy for a while, then do the side effect."""
+    async def work(self, ctx: StepContext[Order, Any], longest: float, *, undo: bool = False) -> None:
+        """Be busy for a while, then do the side effect, or undo it."""
         await trio.sleep(longest * (0.3 + 0.7 * share(ctx.input.order_id, ctx.step_id)))
-        self.book(ctx)
+        self.book(ctx, undo=undo)
+
+    async def put_back(self, ctx: StepContext[Order, Any]) -> None:
+        """The goods go back to their shelf."""
+        await self.work(ctx, 0.1, undo=True)
+
+    async def hand_over(self, ctx: StepContext[Order, Any]) -> None:
+        """To the carrier, if one takes the parcel."""
+        if not has_carrier(ctx.input):
+            raise NonRetriable(f"no carrier takes it to {ctx.input.city}")
+        await self.work(ctx, 0.15)
 
     async def charge(self, ctx: StepContext[Order, Any]) -> None:
         """The payment provider: declines some cards, and does not answer the first calls for some orders."""
@@ -71,18 +97,27 @@ class Shop:
             raise ProviderDown("the payment provider did not answer")
         self.book(ctx)
 
-    def book(self, ctx: StepContext[Order, Any], *, ok: bool = True) -> None:
+    async def refund(self, ctx: StepContext[Order, Any]) -> None:
+        """The payment provider pays back, though for some orders not at the first call."""
+        await trio.sleep(0.05 + 0.1 * share(ctx.input.order_id, f"refund {ctx.attempt}"))
+        if ctx.attempt == 1 and share(ctx.input.order_id, "refund") < REFUNDED_LATE:
+            self.book(ctx, ok=False, undo=True)
+            raise ProviderDown("the payment provider did not answer")
+        self.book(ctx, undo=True)
+
+    def book(self, ctx: StepContext[Order, Any], *, ok: bool = True, undo: bool = False) -> None:
         """Write the ledger's line."""
         line = Line(
             run=ctx.run_id,
             order=ctx.input.order_id,
             step=ctx.step_id,
             attempt=ctx.attempt,
-            key=ctx.idempotency_key(),
+            key=ctx.idempotency_key("compensate" if undo else None),
             ok=ok,
             worker=self._worker,
             pid=os.getpid(),
             at=time.monotonic(),
+            undo=undo,
         )
         _append(self.ledger, line)
 
@@ -91,11 +126,6 @@ class Shop:
         order = ctx.input
         _append(self.mails, Mail(run=ctx.run_id, order=order.order_id, cents=order.cents, token=token))
         await trio.lowlevel.checkpoint()
-
-
-def share(order_id: str, what: str) -> float:
-    """A number in [0, 1) that looks random and is the same in every process and on every day."""
-    return zlib.crc32(f"{order_id} {what}".encode()) / 2**32
 
 
 def _append(path: Path, line: msgspec.Struct) -> None:

@@ -18,7 +18,9 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     settled: int
     done: int
     failed: int
+    compensated: int
     steps: int
+    undone: int
     retries: int
     approvals: int
     recoveries: int
@@ -53,7 +55,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def settled(self) -> int:
         """Runs that have come to rest."""
-        return self.by_status.get("done", 0) + self.by_status.get("failed", 0)
+        return sum(self.by_status.get(status, 0) for status in ("done", "failed", "compensated"))
 
 
 class View(Protocol):
@@ -129,8 +131,9 @@ def table(figures: Figures) -> str:
     """The figures for people."""
     rows = [
         ("orders", f"{figures.orders}"),
-        ("runs settled", f"{figures.settled} ({figures.done} done, {figures.failed} failed as they must)"),
-        ("steps finished", f"{figures.steps}"),
+        ("runs settled", f"{figures.settled} ({_ends(figures)})"),
+        ("charged orders that could not be shipped", f"{figures.compensated} compensated, {_refunds(figures)}"),
+        ("steps finished, and undone", f"{figures.steps}, {figures.undone}"),
         ("calls of the provider retried", f"{figures.retries}"),
         ("approvals answered by token", f"{figures.approvals}"),
         ("side effects in the ledger", f"{figures.effects}"),
@@ -146,6 +149,14 @@ def table(figures: Figures) -> str:
     ]
     wide = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{wide}}  {value}".rstrip() for name, value in rows)
+
+
+def _ends(figures: Figures) -> str:
+    return f"{figures.done} done, {figures.failed} failed as they must, {figures.compensated} compensated"
+
+
+def _refunds(figures: Figures) -> str:
+    return "the ledger disagrees" if figures.problems else "each refunded once"
 
 
 def _after(seconds: float | None, what: str) -> str:

@@ -1,10 +1,13 @@
 """The workflow that fills an order.
 
     validate ─► approve ─► charge ─► reserve ─► pack ─► ship
+                             ▲          ▲                 │
+                           refund ◄─ put back ◄───────────┘ no carrier
 
 An order that can never be filled fails at once. A person has to agree to large ones. The payment provider does
-not always answer, so charging is retried. Parcels wait a moment for their lorry. Each handler does its side
-effect last, and names it in the shop's ledger before it returns.
+not always answer, so charging is retried. Parcels wait a moment for their lorry. Some of them no carrier takes:
+then the goods are put back and the money is paid back, newest first. Each handler does its side effect last, and
+names it in the shop's ledger before it returns.
 """
 
 from __future__ import annotations
@@ -12,8 +15,8 @@ from __future__ import annotations
 import msgspec
 
 from streamline_trio import NonRetriable, StepContext, Workflow
-from streamline_trio.demo.orders import APPROVAL_FROM, Order
-from streamline_trio.demo.shop import Shop, share
+from streamline_trio.demo.orders import APPROVAL_FROM, Order, share
+from streamline_trio.demo.shop import Shop
 
 
 class Filling(msgspec.Struct):
@@ -64,10 +67,14 @@ def order_workflow(shop: Shop) -> Workflow[Order, Filling]:
         await shop.charge(ctx)
         return ctx.idempotency_key()
 
+    charge.compensate(attempts=6, retry_delay=0.1, timeout=10)(shop.refund)
+
     @order.step
     async def reserve(ctx: Context) -> int:
         await shop.work(ctx, 0.1)
         return ctx.input.quantity
+
+    reserve.compensate(shop.put_back)
 
     @order.step
     async def pack(ctx: Context) -> None:
@@ -76,7 +83,7 @@ def order_workflow(shop: Shop) -> Workflow[Order, Filling]:
 
     @order.step
     async def ship(ctx: Context) -> str:
-        await shop.work(ctx, 0.15)
+        await shop.hand_over(ctx)
         return f"{ctx.output(charge)} is on its way to {ctx.input.city}"
 
     return order

@@ -13,6 +13,9 @@ from streamline_trio._core.documents import KEPT_COMMITS, Record, RunDoc, open_t
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import ACTIVE, FINISHED_STEP, SETTLED
 
+TURNED_BACK = ("compensating", "compensated", "compensation_failed", "cancelled")
+"""Statuses of runs that may have failed before, and may not."""
+
 
 def check_state(run: RunDoc, plan: Plan) -> None:
     """The laws of one stored version."""
@@ -23,6 +26,7 @@ def check_state(run: RunDoc, plan: Plan) -> None:
     _check_steps(run, plan)
     _check_waits(run)
     _check_marks(run)
+    _check_undoing(run)
 
 
 def can_move_by_itself(run: RunDoc) -> bool:
@@ -53,8 +57,13 @@ def _check_lease(run: RunDoc) -> None:
     assert not head.attention or head.lease is not None, "attention is asked of nobody"
     if head.lease is None:
         return
-    assert head.status == "running", "leased without running"
-    assert run.step(head.current_step or "").status == "running", "leased without a running step"
+    if head.status == "compensating":
+        undone = run.step(head.undo[0]).compensation
+        assert undone is not None, "leased without a compensation that runs"
+        assert undone.status == "running", "leased without a compensation that runs"
+    else:
+        assert head.status == "running", "leased without running"
+        assert run.step(head.current_step or "").status == "running", "leased without a running step"
     assert head.lease.fence == head.fence >= 1
     assert head.due_at is None, "leased and due"
 
@@ -73,6 +82,9 @@ def _check_due(run: RunDoc) -> None:
         elif head.status == "running":
             assert head.ready_at is not None, "ready since never"
             reasons.append(0)
+        elif head.status == "compensating":
+            compensation = run.step(head.undo[0]).compensation
+            reasons.append(0 if compensation is None else compensation.retry_at or 0)
         elif step.status == "pending":
             assert step.retry_at is not None, "waits for a retry that never comes"
             reasons.append(step.retry_at)
@@ -86,8 +98,9 @@ def _check_due(run: RunDoc) -> None:
 def _check_rest(run: RunDoc) -> None:
     head = run.head
     assert (head.ended_at is not None) == (head.status in SETTLED)
-    assert (head.error is not None) == (head.status == "failed")
-    assert not head.dead_lettered or head.status == "failed"
+    turned_back = head.status in TURNED_BACK
+    assert turned_back or (head.error is not None) == (head.status == "failed")
+    assert not head.dead_lettered or turned_back or head.status == "failed"
     if head.status in SETTLED:
         assert not head.paused
         assert head.ready_at is None
@@ -148,6 +161,30 @@ def _check_marks(run: RunDoc) -> None:
     assert len(set(head.commits)) == len(head.commits) <= KEPT_COMMITS
     assert head.cancel_requested <= (head.lease is not None or head.status in SETTLED)
     assert (head.pause_reason is not None) <= head.paused
+
+
+def _check_undoing(run: RunDoc) -> None:
+    """What is to be undone is a step that did something, in the order of their ends; what is undone is not."""
+    head = run.head
+    assert (head.status == "compensating") <= bool(head.undo), "compensating, and nothing is left to undo"
+    assert not head.undo or head.status in {"compensating", "cancelled"}
+    begun = {step_id: step.compensation for step_id, step in run.steps.items() if step.compensation is not None}
+    for step_id in head.undo:
+        assert run.steps[step_id].status in {"done", "failed", "pending"}
+        assert step_id not in begun or begun[step_id].status in {"pending", "running"}
+    positions = [run.steps[step_id].position for step_id in head.undo if run.steps[step_id].status == "done"]
+    assert positions == sorted(positions, reverse=True), "undone out of order"
+    assert not begun or head.status in TURNED_BACK
+    for step_id, compensation in begun.items():
+        assert compensation.failures <= compensation.attempts or compensation.status == "failed"
+        assert (compensation.status in {"done", "failed"}) == (compensation.ended_at is not None)
+        assert compensation.status != "running" or (step_id == head.undo[0] and head.status == "compensating")
+        assert compensation.retry_at is None or (step_id == head.undo[0] and compensation.status == "pending")
+        assert compensation.status in {"done", "failed"} or step_id in head.undo, "neither undone nor to be undone"
+    failed = any(compensation.status == "failed" for compensation in begun.values())
+    assert head.status != "compensated" or not failed
+    assert head.status != "compensation_failed" or failed
+    assert head.status not in {"compensating", "compensated", "compensation_failed"} or head.deadline is None
 
 
 def check_growth(before: RunDoc, after: RunDoc) -> None:

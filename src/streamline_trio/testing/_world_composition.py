@@ -27,6 +27,7 @@ from streamline_trio.testing._world_drawing import CHILD, GRANDCHILD, Op
 
 Context = StepContext[Any, Any, Any]
 
+_BRANCHES = 3
 POLICIES: tuple[Literal["all", "any", "race", "settled"], ...] = ("settled", "all", "any", "race")
 
 
@@ -121,7 +122,7 @@ class Compositions(ABC):
         policy = POLICIES[int(op.size) % len(POLICIES)]
         is_plain = op.size < len(POLICIES)
         target = self._child(CHILD)
-        branches = {f"b{number}": Branch(target, {"count": 0}) for number in range(3)}
+        branches = {f"b{number}": Branch(target, {"count": 0}) for number in range(_BRANCHES)}
         joined = ctx.join(
             branches,
             policy=policy,
@@ -142,12 +143,13 @@ class Compositions(ABC):
     def _judge_join(self, ctx: Context, policy: str, result: JoinResult) -> None:
         for branch in result.branches.values():
             self._compare_status(ctx, branch.run_id, branch.status)
+        is_complete = len(result.branches) == _BRANCHES
         good = [branch.status == "done" for branch in result.branches.values()]
         wanted = {
-            "all": len(good) == 3 and all(good),
-            "any": any(good) if result.satisfied else len(good) == 3 and not any(good),
+            "all": is_complete and all(good),
+            "any": any(good) if result.satisfied else is_complete and not any(good),
             "race": bool(good) and any(good) == result.satisfied,
-            "settled": len(good) == 3 and result.satisfied,
+            "settled": is_complete and result.satisfied,
         }
         if not wanted[policy] or result.policy != policy:
             self._wrong(f"{ctx.run_id}: a join with policy {policy} gave {result}")
@@ -158,7 +160,7 @@ class Compositions(ABC):
 
     # --- signals and people --------------------------------------------------------------------------------
 
-    async def _do_emit(self, ctx: Context, _op: Op, where: str, got: list[Any]) -> None:
+    async def _do_emit(self, ctx: Context, _op: Op, where: str, _got: list[Any]) -> None:
         """A signal to itself: it comes once, however often this is called."""
         value = f"{ctx.idempotency_key()} {where}"
         self._issued(ctx.run_id, payloads.encode(value, what="signal"))

@@ -1,4 +1,4 @@
-"""Operations of drawn programs: each does one thing that a handler may do, and compares what it sees with what is stored."""
+"""Operations of drawn programs: each does one thing that a handler may do, and compares what it sees."""
 
 from __future__ import annotations
 

@@ -56,7 +56,8 @@ class Scenario:
         signals: what may be signalled, by the name of the signal.
         check: called after every schedule, when every run has settled; raises `AssertionError`.
         verbs: what clients do besides starting, answering and signalling: ``cancel``, ``pause``, ``unpause``,
-            ``retry``, ``rewind``, ``fork``, ``withdraw``, ``reject``, ``delete``, ``drive``, ``watch`` and ``look``.
+            ``retry``, ``rewind``, ``fork``, ``withdraw``, ``reject``, ``delete``, ``drive``, ``watch`` and
+            ``look``.
         lease: of the workers, in seconds.
         poll_interval: of the workers, in seconds.
         max_recoveries: how many recoveries in a row a run survives.
