@@ -27,15 +27,18 @@ policies = st.builds(
     jitter=st.sampled_from([0.0, 0.3]),
 )
 plans = st.builds(
-    lambda retries, timeout: make_plan(
+    lambda retries, timeout, keep: make_plan(
         workflow="w",
         version="1",
-        steps=tuple(StepPlan(id=step, retry=retry) for step, retry in zip(IDS, retries, strict=False)),
+        steps=tuple(
+            StepPlan(id=step, retry=retry, keep_outputs=keep) for step, retry in zip(IDS, retries, strict=False)
+        ),
         timeout=timeout,
         max_step_logs=1000,
     ),
     st.lists(policies, min_size=1, max_size=6),
     st.sampled_from([None, None, 5.0, 100.0]),
+    st.sampled_from([0, 1, 3]),
 )
 drafts = st.sampled_from([(None, "w1"), (None, "w1"), (None, None), (T0 + 2000, None)])
 
@@ -50,6 +53,7 @@ def asks(draw: st.DrawFn) -> dict[str, Any]:
         fields["due_in"] = draw(st.sampled_from([None, None, due_in]))
     if kind == "human":
         fields["token"] = draw(tokens)
+        fields["approval"] = draw(st.booleans())
     if kind == "signal":
         fields.update(signal=draw(signals), match=draw(matches))
     fields["key"] = draw(st.sampled_from([f"{kind}#0", "=x"]))
