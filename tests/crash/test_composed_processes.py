@@ -87,7 +87,6 @@ async def test_compensation_survives_whoever_is_killed(site, tmp_path, seed):
         assert order == ["label", "pay", "reserve"]
         assert undone[run_id] == sorted(undone[run_id], key=order.index), "what is undone is not undone again later"
         assert all(len(keys[run_id, step]) == 1 for step in order)
-    assert {"compensated"} <= SETTLED
 
 
 def lines_of(ledger: Ledger) -> list[list[Any]]:

@@ -17,7 +17,7 @@ from streamline_trio._core.events import (
     WorkflowCompleted,
     WorkflowFailed,
 )
-from streamline_trio._core.happenings import Happening, Held, Retried, Rewound, WentTo
+from streamline_trio._core.happenings import Happening, Held, OutputPinned, Retried, Rewound, WentTo
 from streamline_trio._core.status import (
     ACTIVE,
     FINISHED_STEP,
@@ -56,7 +56,10 @@ def _check_hops(before: RunDoc, after: RunDoc, happening: Happening) -> None:
     old, new = before.head.status, after.head.status
     assert leads(RUN_TRANSITIONS, old, new), f"no way leads from {old} to {new}"
     if old in SETTLED:
-        assert isinstance(happening, Rewound | Retried), "left rest without being asked to"
+        if isinstance(happening, OutputPinned):
+            assert new == old, "pinning an output moves no run"
+        else:
+            assert isinstance(happening, Rewound | Retried), "left rest without being asked to"
     for step_id in before.steps | after.steps:
         was, now = before.step(step_id).status, after.step(step_id).status
         assert leads(STEP_TRANSITIONS, was, now), f"no way leads from {was} to {now}"
@@ -65,8 +68,9 @@ def _check_hops(before: RunDoc, after: RunDoc, happening: Happening) -> None:
 def _check_finished_stay(before: RunDoc, after: RunDoc, happening: Happening) -> None:
     if isinstance(happening, Rewound | WentTo):
         return
+    pinned = happening.step if isinstance(happening, OutputPinned) else None
     for step_id, step in before.steps.items():
-        if step.status in FINISHED_STEP:
+        if step.status in FINISHED_STEP and step_id != pinned:
             now = after.steps[step_id]
             undone = replace(now, compensation=step.compensation)
             assert now is step or undone == step, "a finished step was touched"

@@ -28,11 +28,11 @@ policies = st.builds(
 )
 compensations = st.builds(CompensationPlan, retry=policies, when=st.sampled_from(["finished", "started"]))
 plans = st.builds(
-    lambda steps, timeout, on_cancel: make_plan(
+    lambda steps, timeout, on_cancel, keep: make_plan(
         workflow="w",
         version="1",
         steps=tuple(
-            StepPlan(id=step, retry=retry, compensation=compensation)
+            StepPlan(id=step, retry=retry, compensation=compensation, keep_outputs=keep)
             for step, (retry, compensation) in zip(IDS, steps, strict=False)
         ),
         timeout=timeout,
@@ -42,6 +42,7 @@ plans = st.builds(
     st.lists(st.tuples(policies, st.none() | compensations), min_size=1, max_size=6),
     st.sampled_from([None, None, 5.0, 100.0]),
     st.booleans(),
+    st.sampled_from([0, 1, 3]),
 )
 drafts = st.sampled_from([(None, "w1"), (None, "w1"), (None, None), (T0 + 2000, None)])
 
@@ -56,6 +57,7 @@ def asks(draw: st.DrawFn) -> dict[str, Any]:
         fields["due_in"] = draw(st.sampled_from([None, None, due_in]))
     if kind == "human":
         fields["token"] = draw(tokens)
+        fields["approval"] = draw(st.booleans())
     if kind == "signal":
         fields.update(signal=draw(signals), match=draw(matches))
     fields["key"] = draw(st.sampled_from([f"{kind}#0", "=x"]))

@@ -9,12 +9,13 @@ import math
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import Phase, note, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec.structs import replace
 
 from streamline_trio._core.codec import split
-from streamline_trio._core.decide import StartRequest, admit, decide
+from streamline_trio._core.decide import ForkRequest, StartRequest, admit, decide, fork
 from streamline_trio._core.diff import changed
 from streamline_trio._core.documents import ErrorDoc, Origin, RunDoc, open_tokens
 from streamline_trio._core.errors import (
@@ -41,6 +42,7 @@ from streamline_trio._core.happenings import (
     HandedBack,
     Happening,
     Memoized,
+    OutputPinned,
     PauseAsked,
     PieceSaved,
     Retried,
@@ -284,7 +286,10 @@ class OneRun(RuleBasedStateMachine):
             at_once = goes_on and not before.head.paused and not release and head.status != "failed"
             assert (head.lease is not None) == at_once
         if head.status not in {"cancelled", "compensating"}:
-            assert not any(r.outcome in {"timed_out", "withdrawn"} for r in self._kept_records())
+            kept_approvals = head.status != "failed"
+            for record in self._kept_records():
+                gone = record.outcome in {"timed_out", "withdrawn"}
+                assert not gone or (record.approval and kept_approvals)
 
     def _kept_records(self) -> list[Any]:
         """Records that the next attempt will see: after the run has failed, those it will see when retried."""
@@ -651,6 +656,47 @@ class OneRun(RuleBasedStateMachine):
             kept = {key: record.value for key, record in before.records.items() if record.outcome == "value"}
             assert {k: r.value for k, r in self.run.records.items() if r.outcome == "value"} == kept
 
+    def _is_finished_somewhere(self) -> bool:
+        return any(step.history for step in self.run.steps.values())
+
+    @precondition(_is_finished_somewhere)
+    @rule(step=step_ids, version=st.integers(1, 5))
+    def somebody_pins_an_output(self, step: str, version: int) -> None:
+        before = self.run
+        known = any(planned.id == step for planned in self.plan.steps)
+        is_open = before.head.status != "cancelled" and not before.head.cancel_requested
+        has_version = any(kept.version == version for kept in before.step(step).history)
+        error = self.happens(OutputPinned(step=step, version=version))
+        assert isinstance(error, StepNotFound) == (not known)
+        if known:
+            assert (error is None) == (is_open and before.step(step).status == "done" and has_version)
+        if error is None:
+            after = self.run
+            assert after.step(step).history == before.step(step).history
+            assert (after.head.status, after.records) == (before.head.status, before.records)
+
+    @rule(step=step_ids)
+    def somebody_forks_it(self, step: str) -> None:
+        request = ForkRequest(from_step=step, id="r2", start_id=5)
+        known = any(planned.id == step for planned in self.plan.steps)
+        allowed = known and self.run.head.status != "draft" and self._has_reached(step)
+        if not allowed:
+            with pytest.raises(InvalidState if known else StepNotFound):
+                fork(self.run, request, self.plan, self.now)
+            return
+        forked = fork(self.run, request, self.plan, self.now).run
+        check_state(forked, self.plan)
+        before = {planned.id for planned in self.plan.steps[: self.plan.index(step)]}
+        assert set(forked.steps) == {
+            each for each, doc in self.run.steps.items() if each in before and doc.status in {"done", "skipped"}
+        }
+        assert not forked.records | forked.inbox | forked.seen
+        begun = decide(forked, Claimed(worker="w4"), self.plan, self.now)
+        if begun.run.head.status == "running":
+            assert [event.name for event in begun.events] == ["workflow.started", "step.started"]
+            assert (begun.run.head.current_step, begun.run.step(step).attempts) == (step, 1)
+        self._settles(forked, self.now)
+
     @precondition(lambda self: self.run.head.status in {"cancelled", "compensated"})
     @rule(draft=drafts)
     def another_run_starts(self, draft: tuple[int | None, str | None]) -> None:
@@ -670,6 +716,9 @@ class OneRun(RuleBasedStateMachine):
         run, now = self.run, self.now
         if run.head.paused:
             run = decide(run, UnpauseAsked(), self.plan, now).run
+        self._settles(run, now)
+
+    def _settles(self, run: RunDoc, now: int) -> None:
         for _ in range(4 * len(self.plan.steps) + 3):
             if run.head.status in SETTLED or waits_on_outside(run):
                 return

@@ -40,7 +40,8 @@ def drafting(keep: int | None = 5, **options: Any) -> Workflow[Any, Any]:
     async def read(ctx: Context) -> Any:
         return ctx.output("generate").gen
 
-    flow.add_step("generate", generate, **({} if keep is None else {"keep_outputs": keep}))
+    kept: Any = {} if keep is None else {"keep_outputs": keep}
+    flow.add_step("generate", generate, **kept)
     flow.add_step("read", read)
     return flow
 

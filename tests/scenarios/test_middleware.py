@@ -1,6 +1,6 @@
 """Middleware: it is told what steps do, in order, and whatever it does never reaches them (S437 to S439)."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -11,6 +11,7 @@ from streamline_trio import (
     MemoryStore,
     Middleware,
     StepContext,
+    Store,
     WaitState,
     Workflow,
     open_engine,
@@ -374,7 +375,7 @@ async def test_hooks_cost_no_writes():
         flow: Workflow[Any, Any] = Workflow("flow", middleware=middleware)
         passing(flow, "one", "two")
         store = Counting(MemoryStore())
-        async with open_engine(store, flow) as engine:
+        async with open_engine(cast("Store", store), flow) as engine:
             store.reset()
             await (await engine.start(flow)).wait()
             counts.append(store.documents)

@@ -73,7 +73,7 @@ class Try(Doc, frozen=True, kw_only=True):
 
 
 class WaitNote(Doc, frozen=True, kw_only=True):
-    """A wait that is over, kept for the timeline; `dropped`: by goto or rewind."""
+    """A wait that is over, kept for the timeline; `dropped`: its step ended, or was reset, without it."""
 
     kind: WaitKind
     name: str

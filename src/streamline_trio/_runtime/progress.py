@@ -12,6 +12,7 @@ from streamline_trio._core.errors import ValidationError
 
 MAX_BYTES = 1024
 _LONGEST_KEY = 100
+_ELLIPSIS = "…"
 
 
 class ProgressEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -26,20 +27,27 @@ class ProgressEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 def progress_row(entry: ProgressEntry) -> bytes:
-    """The entry as it is stored, in at most 1 KB or so: its message is cut, then its data left out."""
+    """The entry as it is stored, in at most 1 KB: its message is cut, unless it is the data that is too large.
+
+    Such data is left out.
+    """
     row = _encoded(entry)
-    if len(row) > MAX_BYTES and entry.message is not None:
-        entry = msgspec.structs.replace(entry, message=_cut(entry.message, len(row) - MAX_BYTES))
+    if len(row) > MAX_BYTES and entry.data and not _is_cuttable(entry, len(row) - MAX_BYTES):
+        entry = msgspec.structs.replace(entry, data={})
         row = _encoded(entry)
-    if len(row) > MAX_BYTES and entry.data:
-        row = _encoded(msgspec.structs.replace(entry, data={}))
+    if len(row) > MAX_BYTES:
+        row = _encoded(msgspec.structs.replace(entry, message=_cut(entry.message or "", len(row) - MAX_BYTES)))
     return row
+
+
+def _is_cuttable(entry: ProgressEntry, excess: int) -> bool:
+    return entry.message is not None and len(entry.message.encode()) > excess + len(_ELLIPSIS.encode())
 
 
 def _cut(message: str, excess: int) -> str:
     """The message shortened by at least so many bytes."""
     stored = message.encode()
-    return stored[: max(0, len(stored) - excess - len("…".encode()))].decode(errors="ignore") + "…"
+    return stored[: max(0, len(stored) - excess - len(_ELLIPSIS.encode()))].decode(errors="ignore") + _ELLIPSIS
 
 
 def _encoded(entry: ProgressEntry) -> bytes:

@@ -37,7 +37,8 @@ MAX_ENTRIES = 1000
 class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened; `ended_at` is None for what lasts or has no length.
 
-    `replaced` is an output that goto or rewind has put into the history; a wait that they have closed is `dropped`.
+    `replaced` is an output that goto or rewind has put into the history; a wait whose step has ended or was reset
+    without it is `dropped`.
     """
 
     at: whenever.Instant

@@ -6,10 +6,11 @@ Said without a look at how the engine does it; an `AssertionError` says which la
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from streamline_trio._core.codec import join, split
-from streamline_trio._core.documents import KEPT_COMMITS, Record, RunDoc, open_tokens
+from streamline_trio._core.documents import KEPT_COMMITS, Record, RunDoc, StepDoc, open_tokens
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import ACTIVE, FINISHED_STEP, SETTLED
 
@@ -133,6 +134,7 @@ def _check_steps(run: RunDoc, plan: Plan) -> None:
         assert (step.status == "done") == (step.output is not None)
         assert (step.status == "failed") <= (step.error is not None and step.ended_at is not None)
         assert (step.status in {"done", "skipped"}) <= (step.ended_at is not None)
+        _check_history(step, plan.step(step_id).keep_outputs)
     positions = [step.position for step in run.steps.values() if step.status == "done"]
     assert len(set(positions)) == len(positions), "two steps finished at once"
     assert all(0 < position <= head.finished for position in positions)
@@ -140,6 +142,17 @@ def _check_steps(run: RunDoc, plan: Plan) -> None:
     told = None if head.output_step is None else run.steps[head.output_step].position
     assert told == last, "the run's output is not that of the step that finished last"
     assert all(key.partition("/")[0] in run.steps for key in run.checkpoints)
+
+
+def _check_history(step: StepDoc, keep: int) -> None:
+    assert len(step.history) <= keep, "more outputs are kept than shall be"
+    versions = [kept.version for kept in step.history]
+    assert versions == [*range(versions[0], versions[0] + len(versions))] if versions else True, (
+        "versions are missing"
+    )
+    assert all(one.output != other.output for one, other in pairwise(step.history)), "an output is kept twice"
+    if step.pinned is not None:
+        assert [kept.output for kept in step.history if kept.version == step.pinned] == [step.output]
 
 
 def _check_waits(run: RunDoc) -> None:

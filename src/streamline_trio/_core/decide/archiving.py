@@ -1,11 +1,11 @@
-"""What is kept of steps that are reset: outputs, and waits for the timeline; and taking an output up again."""
+"""The outputs that are kept of steps that are reset, and taking one up again."""
 
 from __future__ import annotations
 
 import msgspec
 
 from streamline_trio._core.decide.turn import Turn
-from streamline_trio._core.documents import KEPT_WAITS, Lease, OutputVersion, WaitNote
+from streamline_trio._core.documents import Lease, OutputVersion
 from streamline_trio._core.errors import LeaseLost, ValidationError
 from streamline_trio._core.happenings import OutputPinned
 
@@ -34,25 +34,6 @@ def archived(turn: Turn, step_id: str) -> tuple[OutputVersion, ...]:
         attempts=step.attempts,
     )
     return (*history, version)[-keep:]
-
-
-def dropped_waits(turn: Turn, step_id: str) -> tuple[WaitNote, ...]:
-    """The step's notes of waits, with those that are open and will never be answered."""
-    waits = turn.step(step_id).waits
-    if step_id != turn.current_step:
-        return waits
-    dropped = tuple(
-        WaitNote(
-            kind=record.kind,
-            name=record.signal or record.name or record.reason,
-            opened_at=record.opened_at,
-            resolved_at=turn.now,
-            outcome="dropped",
-        )
-        for record in turn.records.values()
-        if record.outcome is None
-    )
-    return (*waits, *dropped)[-KEPT_WAITS:]
 
 
 def output_pinned(turn: Turn, happening: OutputPinned) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from streamline_trio._core.decide.archiving import archived, dropped_waits
+from streamline_trio._core.decide.archiving import archived
 from streamline_trio._core.decide.turn import Turn
 from streamline_trio._core.documents import FAILED_OUTCOMES, ErrorDoc, StepDoc
 from streamline_trio._core.durations import to_millis
@@ -172,7 +172,7 @@ def reset_steps(turn: Turn, step_ids: Collection[str]) -> None:
             StepDoc(
                 generation=step.generation + 1,
                 tries=step.tries,
-                waits=dropped_waits(turn, step_id),
+                waits=step.waits,
                 history=archived(turn, step_id),
             ),
         )

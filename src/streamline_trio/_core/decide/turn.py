@@ -240,11 +240,18 @@ class Turn:
         self.put("records", key, record)
 
     def drop_records(self, *, keep_outcomes: bool) -> None:
-        """Forget the current step's records: the open ones, or all, and then its pieces too."""
+        """Forget the current step's records, the open ones (of which a note remains), or all, and then its pieces too."""
         if self.records:
+            self._note_dropped()
             self.drop("records", [k for k, r in self.records.items() if not keep_outcomes or r.outcome is None])
         if self.pieces and not keep_outcomes:
             self.drop("pieces", list(self.pieces))
+
+    def _note_dropped(self) -> None:
+        dropped = tuple(_note(record, self.now, "dropped") for record in self.records.values() if record.is_open)
+        if dropped and self.current_step in self.steps:
+            step = self.steps[self.current_step]
+            self.put_step(self.current_step, _replace(step, waits=(*step.waits, *dropped)[-KEPT_WAITS:]))
 
     # --- shared moves --------------------------------------------------------------------------------------
 
@@ -317,13 +324,7 @@ class Turn:
         self.put_record(
             key, _replace(record, outcome=outcome, value=value, note=note, resolved_at=self.now, tokens=())
         )
-        wait = WaitNote(
-            kind=record.kind,
-            name=record.signal or record.name or record.reason,
-            opened_at=record.opened_at,
-            resolved_at=self.now,
-            outcome=outcome,
-        )
+        wait = _note(record, self.now, outcome)
         step_id = self.current()
         step = self.step(step_id)
         self.put_step(step_id, _replace(step, waits=(*step.waits, wait)[-KEPT_WAITS:]))
@@ -449,6 +450,16 @@ class Turn:
             outbox=self.outbox,
         )
         return Decision(run, self._touched, self.now, self._facts)
+
+
+def _note(record: Record, now: int, outcome: Outcome | Literal["dropped"]) -> WaitNote:
+    return WaitNote(
+        kind=record.kind,
+        name=record.signal or record.name or record.reason,
+        opened_at=record.opened_at,
+        resolved_at=now,
+        outcome=outcome,
+    )
 
 
 _PENDING = StepDoc()
