@@ -306,7 +306,8 @@ class _Life:
         machinery = self._machinery
         assert machinery is not None
         try:
-            if await machinery.observer.look(holders=True):
+            # On an exclusive store nobody looks again.
+            if await machinery.services.read(lambda: machinery.observer.look(holders=True)):
                 machinery.claimer.wake()
             if machinery.migrator is not None:
                 machinery.migrator.wake()
