@@ -162,6 +162,7 @@ ENGINE: dict[str, list[Case]] = {
     "find": [reads("done", lambda s: s.engine.find)],
     "count": [reads("done", lambda s: s.engine.count)],
     "stats": [reads("done", lambda s: s.engine.stats)],
+    "versions": [reads("done", lambda s: lambda: s.engine.versions("flow"))],
     "workers": [reads("done", lambda s: s.engine.workers)],
     "pending": [reads("parked", lambda s: s.engine.pending)],
     "delete": [Case("done", lambda s: s.engine.delete, is_deleted)],

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import trio
+from msgspec.structs import replace
 
-from streamline_trio import Engine, Signal, StepContext, Workflow, open_engine
+from streamline_trio import Engine, Run, Signal, StepContext, Workflow, open_engine
 from tests.crash.composed import composed
 
 ROOT = Path(__file__).parents[2]
@@ -138,6 +139,37 @@ def _saga(ledger: Ledger) -> Workflow[Any, Any]:
     return saga
 
 
+def deployed(ledger: Ledger, number: str) -> Workflow[Any, Any]:
+    """One workflow in version 1.0.0, or in 2.0.0 with another name for its first step and a `migrate`."""
+
+    async def prepare(ctx: StepContext[Any, Any]) -> str:
+        ledger.add("prepared", ctx.run_id, ctx.version)
+        if ctx.input == "hold" and ctx.version == "1.0.0":
+            await trio.sleep_forever()
+        return ctx.version
+
+    async def ask(ctx: StepContext[Any, Any]) -> str:
+        return await ctx.wait_for(nudge)
+
+    async def finish(ctx: StepContext[Any, Any]) -> list[str]:
+        ledger.add("finished", ctx.run_id, ctx.version)
+        return [ctx.output("set_up" if ctx.version == "2.0.0" else "prepare"), ctx.output("ask"), ctx.version]
+
+    def migrate(run: Run) -> Run:
+        ids = {"prepare": "set_up"}
+        steps = {ids.get(step_id, step_id): step for step_id, step in run.steps.items()}
+        current = run.current_step
+        return replace(run, steps=steps, current_step=None if current is None else ids.get(current, current))
+
+    first = "prepare" if number == "1.0.0" else "set_up"
+    return Workflow(
+        "deployed",
+        version=number,
+        steps={first: prepare, "ask": ask, "finish": finish},
+        migrate=None if number == "1.0.0" else migrate,
+    )
+
+
 # --- the program -------------------------------------------------------------------------------------------
 
 
@@ -148,8 +180,10 @@ def tell(**line: object) -> None:
 
 async def program(url: str, folder: str, options: dict[str, Any]) -> None:
     known = workflows(Ledger(folder))
-    names = options.pop("workflows", None)
+    numbers = options.pop("deployed", [])
+    names = [] if numbers else options.pop("workflows", None)
     chosen = [workflow for workflow in known if names is None or workflow.id in names]
+    chosen += [deployed(Ledger(folder), number) for number in numbers]
     async with open_engine(url, *chosen, **options) as engine, trio.open_nursery() as nursery:
         engine.on("*", lambda event: tell(event=event.name, run=event.run_id))
         tell(ready=engine.worker_id)

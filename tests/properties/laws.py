@@ -117,6 +117,7 @@ def _check_events(before: RunDoc, after: RunDoc, events: Sequence[Event], now: i
 
 _ORDER = (
     ("workflow.paused", "workflow.unpaused", "workflow.retry", "workflow.rewound", "workflow.recovered"),
+    ("workflow.migrated",),
     ("workflow.dead_lettered", "workflow.started"),
     ("step.completed", "step.skipped", "step.retry_scheduled", "step.waiting", "step.compensated", "engine.error"),
     ("step.failed", "workflow.waiting", "workflow.resumed"),

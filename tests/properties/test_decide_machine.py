@@ -41,6 +41,7 @@ from streamline_trio._core.happenings import (
     Finished,
     HandedBack,
     Happening,
+    LeaseLapsed,
     Memoized,
     OutputPinned,
     PauseAsked,
@@ -208,6 +209,16 @@ class OneRun(RuleBasedStateMachine):
     @rule(worker=workers)
     def a_worker_takes_over(self, worker: str) -> None:
         self.a_worker_claims(worker, lease_dead=True)
+
+    @precondition(_is_leased)
+    @rule()
+    def its_worker_is_gone_and_nobody_has_the_code(self) -> None:
+        before = self.run
+        lost = before.head.lease
+        assert lost is not None
+        self._accepted(LeaseLapsed(worker="w9", lost=lost.worker, max_recoveries=MAX_RECOVERIES))
+        assert not self._is_leased()
+        self._check_recovery(before)
 
     def a_worker_claims(self, worker: str, *, lease_dead: bool) -> None:
         before = self.run

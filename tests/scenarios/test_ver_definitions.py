@@ -57,7 +57,7 @@ def test_a_run_whose_step_is_gone_fails(step):
             if step == "wait":
                 await engine.run(handle.id).resume("yes")
             run = await engine.run(handle.id).wait(timeout=100)
-            event = await anext(failed)
+            event: Any = await anext(failed)
         assert run.error is not None
         assert (run.status, run.error.code, run.error.step) == ("failed", "workflow.version_mismatch", step)
         assert (event.run_id, event.code) == (run.id, "workflow.version_mismatch")

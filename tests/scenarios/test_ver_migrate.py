@@ -24,7 +24,7 @@ async def test_same_steps_need_no_more_than_a_yes():
         async with engine.events("workflow.migrated") as told:
             await handle.resume("yes")
             run = await handle.wait()
-            event = await anext(told)
+            event: Any = await anext(told)
     assert (run.status, run.version, run.steps["ask"].output, run.recoveries) == ("done", "2.0.0", "yes", 0)
     assert statuses(run) == {"first": "done", "ask": "done", "last": "done"}
     assert (event.run_id, event.from_version, event.version) == (run_id, "1.0.0", "2.0.0")
@@ -165,6 +165,7 @@ async def test_a_retry_is_taken_over_with_its_attempts():
 
     async with open_engine(store, new) as engine:
         error = (await engine.get(run_id)).steps["pay"].error
+        assert error is not None
         assert await engine.run(run_id).result() == [2, "half-way", "made once", error.message]
         await engine.run(run_id).rewind("charge")
         attempt, _, _, key = await engine.run(run_id).result()
@@ -333,8 +334,10 @@ async def test_versions_are_taken_over_one_after_the_other():
             await trio.sleep(61)
             if number == "10.0.0":
                 await engine.run(run_id).resume("yes")
-            run = await at_rest(engine.run(run_id))
-    assert (run.version, run.status) == ("10.0.0", "done")
+            await idle()
+    stored = await store.load(run_id)
+    assert stored is not None
+    assert (stored.head.version, stored.head.status) == ("10.0.0", "done")
     assert set(keys) == {f"{run_id}:pay"}
 
 

@@ -323,7 +323,8 @@ class _Life:
         machinery = self._machinery
         assert machinery is not None
         try:
-            if await machinery.observer.look(holders=True):
+            # On an exclusive store nobody looks again.
+            if await machinery.services.read(lambda: machinery.observer.look(holders=True)):
                 machinery.claimer.wake()
             if self._store.exclusive:
                 await self._look_for_errands()

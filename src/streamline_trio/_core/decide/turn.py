@@ -240,7 +240,7 @@ class Turn:
         self.put("records", key, record)
 
     def drop_records(self, *, keep_outcomes: bool) -> None:
-        """Forget the current step's records, the open ones (of which a note remains), or all, and then its pieces too."""
+        """Forget the step's records, the open ones (a note of them remains), or all, and then its pieces too."""
         if self.records:
             self._note_dropped()
             self.drop("records", [k for k, r in self.records.items() if not keep_outcomes or r.outcome is None])
