@@ -28,7 +28,8 @@ def _family(ledger: Ledger) -> list[Workflow[Any, Any]]:
     async def half(ctx: Context) -> int:
         ledger.add("half", ctx.run_id, ctx.attempt)
         await trio.sleep(0.01)
-        return int(ctx.input)
+        number: int = ctx.input
+        return number
 
     @member.step
     async def whole(ctx: Context) -> int:
@@ -62,7 +63,8 @@ def _family(ledger: Ledger) -> list[Workflow[Any, Any]]:
             ledger.add("turn", ctx.run_id, number, ctx.attempt)
             return Done(state) if number == SHOTS else Next(state + number)
 
-        return sum(shots.values()) + int(await ctx.loop(0, turn))
+        turns: int = await ctx.loop(0, turn)
+        return int(sum(shots.values())) + turns
 
     return [member, family]
 

@@ -456,3 +456,22 @@ async def test_options_of_a_child():
         (child,) = await engine.find(parent=run)
         assert (child.priority, child.tags, child.meta, child.user) == (-3, ("a",), {"k": 1}, "me")
     assert refused == ["priority", "tags", "meta", "user", "on_failure"] * 2
+
+
+@in_virtual_time
+async def test_a_child_whose_steps_were_all_skipped_has_no_output() -> None:
+    """Proves that a typed parent gets None, as `result()` of such a run does, and does not fail over its type."""
+    idle: Workflow[Any, Any] = Workflow("idle")
+
+    @idle.step(skip_if=lambda _state: True)
+    async def never(_ctx: StepContext[Any, Any]) -> list[int]:
+        return [1]
+
+    parent: Workflow[Any, Any] = Workflow("parent")
+
+    @parent.step(attempts=1)
+    async def ask(ctx: StepContext[Any, Any]) -> str:
+        return repr(await ctx.child(idle, {}))
+
+    async with open_engine("memory:", idle, parent) as engine:
+        assert await (await engine.start(parent, {})).result() == "None"

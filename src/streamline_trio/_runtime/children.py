@@ -196,11 +196,15 @@ def last_step(workflow: Workflow[Any, Any]) -> Step[Any]:
 
 
 def child_output(record: Record, workflow: Workflow[Any, Any]) -> Any:
-    """The output of a child that is done, or what was given in its place, in the declared type."""
+    """The output of a child that is done, or what was given in its place, in the declared type.
+
+    None if it is done without one: all its steps were skipped.
+    """
+    if record.value is None:
+        return None
     step = last_step(workflow) if record.note is None else workflow.steps.get(record.note)
     decoder = payload.decoder(Any) if step is None else step.decoder
-    stored = payload.NULL if record.value is None else record.value
-    return decoder.decode(stored, what=f"the output of child {record.group}")
+    return decoder.decode(record.value, what=f"the output of child {record.group}")
 
 
 def failure_of_join(record: Record, keys: Sequence[str]) -> str:

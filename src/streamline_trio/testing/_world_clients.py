@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from streamline_trio._core import payload as payloads
+from streamline_trio._core.approvals import rejection
 from streamline_trio._core.documents import Record, RunDoc
 from streamline_trio._core.errors import (
     InvalidState,
@@ -226,7 +227,14 @@ class Clients:
         assert engine is not None
         if not any(record.approval for record in self.open_waits(run_id)):
             return None
-        return f"reject what {run_id} asks for", lambda: engine.run(run_id).reject("so chosen")
+
+        async def act() -> None:
+            key = run_id, rejection("so chosen")
+            self.book.issued[key] += 1
+            await engine.run(run_id).reject("so chosen")
+            self.book.acknowledged[key] += 1
+
+        return f"reject what {run_id} asks for", act
 
     def _withdraw(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
         engine = node.engine

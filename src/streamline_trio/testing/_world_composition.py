@@ -72,7 +72,7 @@ class Compositions(ABC):
         got.append([results[key] for key in keys])
 
     async def _key(self, ctx: Context, part: Op, where: str, key: str) -> list[Any]:
-        self._expect_unfinished(ctx, f"scatter {where}", key, 0)
+        self._expect_unfinished(ctx, f"scatter=scatter {where}:{key}")
         got: list[Any] = []
         await self._perform_ops(ctx, [part], f"{where}.{key}", got)
         return got
@@ -83,7 +83,7 @@ class Compositions(ABC):
         async def body(state: list[Any], number: int) -> Any:
             if len(state) != number:
                 self._wrong(f"{ctx.run_id}: loop {where} enters iteration {number} with the state of {len(state)}")
-            self._expect_unfinished(ctx, f"loop {where}", "", number)
+            self._expect_unfinished(ctx, f"loop=loop {where}", number)
             mine: list[Any] = []
             await self._perform_ops(ctx, op.parts, f"{where}.{number}", mine)
             state = [*state, mine]
@@ -94,15 +94,12 @@ class Compositions(ABC):
             self._wrong(f"{ctx.run_id}: loop {where} of {most} iterations gave {value}")
         got.append(value)
 
-    def _expect_unfinished(self, ctx: Context, name: str, key: str, number: int) -> None:
+    def _expect_unfinished(self, ctx: Context, segment: str, number: int = 0) -> None:
         """A key or iteration whose end is stored does not run again, until its step is reset."""
         run = self._stored(ctx)
-        pieces = {} if run is None else run.pieces
-        for path, piece in pieces.items():
-            if name in path and path.endswith(key) and (piece.done or piece.round > number or key):
-                self._wrong(
-                    f"{ctx.run_id}: {name} {key or number} of {ctx.step_id} runs again though its end is stored"
-                )
+        for path, piece in ({} if run is None else run.pieces).items():
+            if path.rpartition("/")[2] == segment and (piece.round > number or piece.done or not piece.round):
+                self._wrong(f"{ctx.run_id}: {path} of {ctx.step_id} runs again ({number}) though its end is stored")
 
     # --- children ------------------------------------------------------------------------------------------
 

@@ -8,8 +8,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
+import msgspec
 import trio
 
+from streamline_trio._core.compensation import Compensation
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.errors import StoreUnavailable
 from streamline_trio._core.step import Step
@@ -158,4 +160,16 @@ def _observed_step(step: Step[Any], witness: Witness) -> Step[Any]:
 
     twin = copy.copy(step)
     twin.handler = handler
+    if step.compensation is not None:
+        twin.compensation = _observed_compensation(step.compensation, witness)
     return twin
+
+
+def _observed_compensation(compensation: Compensation, witness: Witness) -> Compensation:
+    inner = compensation.handler
+
+    async def handler(ctx: Any) -> None:
+        with witness.inside(ctx):
+            await inner(ctx)
+
+    return msgspec.structs.replace(compensation, handler=handler)

@@ -187,7 +187,8 @@ class Programs(Operations, Misuses, Compositions, Scenario):
     def _check_done(self, world: World, run: RunDoc) -> None:
         program = self.programs[run.origin.workflow]
         jumps = any(op.kind == "jump" for op in program.ops())
-        issued = {value for key, value in world.clients.book.issued if key == run.id}
+        line = self._line(world, run)
+        issued = {value for key, value in world.clients.book.issued if key in line}
         issued |= set(world.clients.book.issued_to_all)
         for number, step in enumerate(program.steps):
             doc = run.step(f"s{number}")
@@ -200,7 +201,16 @@ class Programs(Operations, Misuses, Compositions, Scenario):
             if doc.pinned is None:
                 self._check_output(run, number, step, issued)
             for where in _effects(step.ops, ""):
-                assert self.effects[run.id, f"s{number}", where], f"{run.id}: s{number} lacks effect {where}"
+                done = any(self.effects[one, f"s{number}", where] for one in line)
+                assert done, f"{run.id}: s{number} lacks effect {where}"
+
+    def _line(self, world: World, run: RunDoc) -> list[str]:
+        """The run, and those of which it is a fork: from them it has its first steps."""
+        line = [run.id]
+        while run.origin.forked_from is not None:
+            run = world.witness.run(run.origin.forked_from.run)
+            line.append(run.id)
+        return line
 
     def _check_output(self, run: RunDoc, number: int, step: StepProgram, issued: set[bytes]) -> None:
         name = f"{run.id}: s{number}"
