@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 import trio
 
-from benchmarks import claims, growth, latency, recovery, sleepers, steps
+from benchmarks import claims, composition, growth, latency, recovery, sleepers, steps
 from benchmarks.figures import Benchmark, Figures, shown
 from benchmarks.machine import machine
 from benchmarks.places import Place, UnknownStore, open_place
 
 BENCHMARKS: dict[str, Benchmark[Any]] = {
-    module.BENCHMARK.name: module.BENCHMARK for module in (steps, latency, claims, growth, sleepers, recovery)
+    module.BENCHMARK.name: module.BENCHMARK
+    for module in (steps, latency, claims, growth, composition, sleepers, recovery)
 }
 
 
