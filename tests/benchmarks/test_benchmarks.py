@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 RATES = {"engine_per_s", "bare_per_s", "ratio", "raw_per_s", "ratio_to_raw", "engine_cpu_us_per_step"}
 COSTS = {"claim_ms", "due_query_ms", "worker_mib", "worker_tasks"}
 
+PARTS = ("scatter", "together", "asleep", "loop")
+
 # A shape maps each key to the shape of its value; a set names keys of numbers.
 SHAPES = {
     "steps": {"concurrency": dict.fromkeys(("1", "16", "256"), RATES)},
@@ -34,6 +36,10 @@ SHAPES = {
     "claims": {"processes": {count: {"claims_per_s"} for count in ("1", "2", "4")}},
     "growth": {"us_per_step": {"10", "100", "1000"}, "bare_us_per_step": {"10", "100", "1000"}},
     "join": {"us_per_branch": {"20", "40"}},
+    "composition": {
+        "us_per_part": {kind: {"10", "100"} for kind in PARTS},
+        "cpu_us_per_part": {kind: {"10", "100"} for kind in PARTS},
+    },
     "sleepers": {"sleepers": dict.fromkeys(("0", "1000"), COSTS)},
     "recovery": {"process_ready_s", "first_taken_over_s", "first_progress_s", "all_done_s", "remaining_work_s"},
 }
@@ -52,6 +58,10 @@ MONGODB = {
     "claims": {"processes": {count: {"claims_per_s"} for count in ("1", "2")}},
     "growth": {"us_per_step": {"10", "30"}, "bare_us_per_step": {"10", "30"}},
     "join": {"us_per_branch": {"5", "10"}},
+    "composition": {
+        "us_per_part": {kind: {"10", "30"} for kind in PARTS},
+        "cpu_us_per_part": {kind: {"10", "30"} for kind in PARTS},
+    },
     "sleepers": {"sleepers": dict.fromkeys(("0", "50"), COSTS)},
     "recovery": SHAPES["recovery"],
 }

@@ -11,9 +11,11 @@ import trio
 
 from streamline_trio import (
     Branch,
+    Done,
     Engine,
     InvalidState,
     MemoryStore,
+    Next,
     RunHandle,
     Signal,
     StepContext,
@@ -511,3 +513,58 @@ async def test_a_nudge_of_a_worker_that_died_is_delivered_by_another(store):
         assert (await handle.get()).status == "waiting"
         with trio.fail_after(LONG):
             assert await handle.result() == "done"
+
+
+async def test_the_parts_of_a_step_that_changes_hands(store):
+    """S129, S156: a dead worker's heir calls unfinished keys alone; an answer through another worker reaches it."""
+    calls, killed = Counter[str](), trio.Event()
+
+    async def handler(ctx: Context) -> Any:
+        async def quick() -> str:
+            calls["quick"] += 1
+            await ctx.emit(news, 1, run=ctx.run_id)
+            return "quick"
+
+        async def waits() -> str:
+            calls["waits"] += 1
+            answer: str = await ctx.wait("word?", returns=str)
+            return answer
+
+        async def runs() -> int:
+            calls["runs"] += 1
+            if calls["runs"] == 1:
+                killed.set()
+                await trio.sleep_forever()
+            return await ctx.wait_for(news)
+
+        async def body(log: list[int], i: int) -> Next[list[int]] | Done[list[int]]:
+            calls[f"turn {i}"] += 1
+            await ctx.sleep(0.05)
+            return Next([*log, i]) if i < 2 else Done(log)
+
+        found = await ctx.scatter({"quick": quick, "waits": waits, "runs": runs}, concurrency=2)
+        return [found, await ctx.loop([], body)]
+
+    flow = one_step(handler)
+    async with opened(store, flow, count=1) as (doomed,):
+        handle = await doomed.start(flow)
+        await killed.wait()
+        await until(partial(_has_open_wait, handle))
+        async with opened(store, flow) as (heir, client):
+            await crash(doomed)
+            await until(partial(_was_recovered, through(heir, handle)))
+            await parked(through(heir, handle))
+            await through(client, handle).resume("word")
+            run = await through(client, handle).wait()
+    assert run.output == [{"quick": "quick", "waits": "word", "runs": 1}, [0, 1]]
+    assert (run.recoveries, run.steps["step"].attempts) == (1, 2)
+    assert calls == {"quick": 1, "waits": 3, "runs": 3, "turn 0": 2, "turn 1": 2, "turn 2": 2}
+
+
+async def _has_open_wait(handle: RunHandle) -> bool:
+    wait = (await handle.get()).steps["step"].wait
+    return wait is not None
+
+
+async def _was_recovered(handle: RunHandle) -> bool:
+    return (await handle.get()).recoveries == 1

@@ -155,30 +155,37 @@ def label_change(
     before: RunDoc, after: RunDoc, touched: Touched | None = None
 ) -> tuple[frozenset[bytes], frozenset[bytes]]:
     """The labels an update adds and removes; those of the origin never change. `touched` is that of the update."""
-    if before.records is after.records:
+    gained, lost = awaited_change(before, after, touched)
+    if not gained and not lost:
         return NO_LABELS
     tenant = after.origin.tenant
-    if touched is None:
-        old, new = awaited(before), awaited(after)
-    else:
-        old, new = _awaited_among(before, after, touched.get("records", ()))
-    if old == new:
-        return NO_LABELS
-    added = frozenset(signal_label(tenant, signal) for signal in new - old)
-    return added, frozenset(signal_label(tenant, signal) for signal in old - new)
+    added = frozenset(signal_label(tenant, signal) for signal in gained)
+    return added, frozenset(signal_label(tenant, signal) for signal in lost)
+
+
+def awaited_change(
+    before: RunDoc, after: RunDoc, touched: Touched | None = None
+) -> tuple[frozenset[str], frozenset[str]]:
+    """The signals that an update begins and ceases to wait for; `touched` is that of the update."""
+    if before.records is after.records:
+        return _NO_SIGNALS
+    if touched is not None:
+        return _awaited_among(before, after, touched.get("records", ()))
+    old, new = awaited(before), awaited(after)
+    return new - old, old - new
+
+
+_NO_SIGNALS: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
 
 
 def _awaited_among(before: RunDoc, after: RunDoc, keys: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
-    """The signals that only the one and only the other waits for, told by the records that were touched.
-
-    Whether another record waits for a signal too is looked up only where that decides.
-    """
+    """The same, told by the records that were touched; others are looked at only where they decide."""
     names = tuple(keys)
     old = {record.signal for key in names if _listens(record := before.records.get(key))}
     new = {record.signal for key in names if _listens(record := after.records.get(key))}
     lost = {signal for signal in old - new if not _is_awaited(after, signal)}
     gained = {signal for signal in new - old if not _is_awaited(before, signal)}
-    return frozenset(lost), frozenset(gained)
+    return frozenset(gained), frozenset(lost)
 
 
 def _listens(record: Record | None) -> TypeGuard[Record]:

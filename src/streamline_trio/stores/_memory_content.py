@@ -27,6 +27,7 @@ from streamline_trio.stores._derived import (
     KeyChange,
     UniqueKey,
     awaited,
+    awaited_change,
     key_change,
     origin_changed,
     same_origin,
@@ -99,11 +100,18 @@ class Content:
         change = key_change(before, after, touched)
         if (taken := self._conflict(change, after.id)) is not None:
             return taken
-        if before is not None:
-            self._leave_indices(before)
         self.runs[after.id] = after
         self._change_keys(change, after.id)
-        self._enter_indices(after)
+        if before is None:
+            self._enter_indices(after)
+            return _APPLIED
+        self._leave_queues(before)
+        self._enter_queues(after)
+        gained, lost = awaited_change(before, after, touched)
+        for signal in gained:
+            self.awaiting.add((after.origin.tenant, signal), after.id)
+        for signal in lost:
+            self.awaiting.discard((after.origin.tenant, signal), after.id)
         return _APPLIED
 
     def _conflict(self, change: KeyChange, run_id: str) -> KeyTaken | None:
@@ -161,17 +169,21 @@ class Content:
             self.keys[key] = run_id
 
     def _enter_indices(self, run: RunDoc) -> None:
-        head, origin = run.head, run.origin
+        origin = run.origin
+        self._enter_queues(run)
+        for signal in awaited(run):
+            self.awaiting.add((origin.tenant, signal), run.id)
+        if origin.parent is not None:
+            self.children.add(origin.parent.run, run.id)
+
+    def _enter_queues(self, run: RunDoc) -> None:
+        head = run.head
         self.due.add(run)
         self.errands.add(run)
         if head.lease is not None:
             self.leased.add(head.lease.worker, run.id)
             if head.attention:
                 self.attention.add(head.lease.worker, run.id)
-        for signal in awaited(run):
-            self.awaiting.add((origin.tenant, signal), run.id)
-        if origin.parent is not None:
-            self.children.add(origin.parent.run, run.id)
 
     def _leave_indices(self, run: RunDoc) -> None:
         self._leave_queues(run)
