@@ -164,7 +164,9 @@ async def test_two_workers_do_not_both_take_an_errand_up():
         assert written.count(child.id) == 2, "taken up, and done"
 
 
-@pytest.mark.parametrize("how", ["gone", "cancelled", "settled", "asked afresh", "over", "wanted", "detached"])
+@pytest.mark.parametrize(
+    "how", ["gone", "cancelled", "settled", "asked afresh", "over", "wanted", "detached", "detached, cancelled"]
+)
 @pytest.mark.parametrize("driven", [False, True])
 @in_virtual_time
 async def test_a_child_that_comes_late_does_not_begin_for_nothing(how, driven):
@@ -192,7 +194,7 @@ async def test_a_child_that_comes_late_does_not_begin_for_nothing(how, driven):
             await idle()
         if how == "settled":
             await run.resume(1)
-        elif how == "cancelled":
+        elif "cancelled" in how:
             await run.cancel()
         await idle()
         known = child.parent
@@ -202,7 +204,7 @@ async def test_a_child_that_comes_late_does_not_begin_for_nothing(how, driven):
             step="step",
             key=known.key,
             group="another" if how == "asked afresh" else known.group,
-            detached=how == "detached",
+            detached="detached" in how,
         )
     await store.write([Insert(draft(late, asked))])
     async with open_engine(store, late, worker=not driven) as engine:
