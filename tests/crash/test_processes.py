@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,33 @@ async def test_runs_survive_workers_that_are_killed_at_any_instant(site, ledger,
         async with worker_process(site, **MISSED_SOON):
             await settle(engine, run_ids)
         await check_ledger(engine, ledger, run_ids)
+
+
+@pytest.mark.parametrize("seed", [1])
+async def test_joins_survive_workers_that_are_killed_at_any_instant(site, ledger, seed):
+    """S137, S237: after SIGKILLs at random instants each parent is done, with one child for each branch."""
+    chance = random.Random(seed)
+    run_ids = ["r0", "r1"]
+    async with client(site, ledger) as engine:
+        for run_id in run_ids:
+            await engine.start("fan", 5, run_id=run_id)
+        for _ in range(3):
+            async with worker_process(site, max_concurrent_runs=8, **MISSED_SOON) as worker:
+                await trio.sleep(chance.uniform(0.1, 0.5))
+                worker.kill()
+        async with worker_process(site, **MISSED_SOON):
+            await settle(engine, run_ids)
+        for run_id in run_ids:
+            assert (await engine.get(run_id)).output == 5
+            children = [child async for child in children_of(engine, run_id)]
+            assert sorted(children) == [(f"b{number}", "done") for number in range(5)]
+
+
+async def children_of(engine: Engine, run_id: str) -> AsyncIterator[tuple[str, str]]:
+    """The branch and status of each child."""
+    for child in await engine.find(parent=run_id):
+        assert child.parent is not None
+        yield child.parent.branch, child.status
 
 
 async def check_ledger(engine: Engine, ledger: Ledger, run_ids: list[str]) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import trio
 from msgspec.structs import replace
 
-from streamline_trio import Engine, Run, Signal, StepContext, Workflow, open_engine
+from streamline_trio import Branch, Engine, Run, Signal, StepContext, Workflow, open_engine
 from tests.crash.composed import composed
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ class Ledger:
         return self.folder / name
 
 
-def workflows(ledger: Ledger) -> list[Workflow[Any, Any]]:  # noqa: C901 - five small workflows
+def workflows(ledger: Ledger) -> list[Workflow[Any, Any]]:  # noqa: C901 - six small workflows
     """Everything that these processes run."""
     chain: Workflow[Any, Any] = Workflow("chain")
 
@@ -85,6 +85,14 @@ def workflows(ledger: Ledger) -> list[Workflow[Any, Any]]:  # noqa: C901 - five 
         ledger.add("returned", ctx.run_id, ctx.attempt)
         return f"attempt {ctx.attempt}"
 
+    fan: Workflow[Any, Any] = Workflow("fan", input=int)
+
+    @fan.step(attempts=1)
+    async def spread(ctx: StepContext[int, Any]) -> int:
+        """Join so many chains."""
+        result = await ctx.join({f"b{number}": Branch(chain) for number in range(ctx.input)}, concurrency=4)
+        return len(result.branches)
+
     gate: Workflow[Any, Any] = Workflow("gate")
 
     @gate.step
@@ -112,7 +120,7 @@ def workflows(ledger: Ledger) -> list[Workflow[Any, Any]]:  # noqa: C901 - five 
         ledger.add("tried", ctx.run_id, ctx.attempt)
         raise ValueError("always")
 
-    return [chain, nap, hold, gate, retry, _saga(ledger), *composed(ledger)]
+    return [chain, nap, hold, gate, retry, fan, _saga(ledger), *composed(ledger)]
 
 
 def _saga(ledger: Ledger) -> Workflow[Any, Any]:

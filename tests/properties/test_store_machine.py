@@ -66,6 +66,7 @@ changes = st.fixed_dictionaries(
         "fence": st.integers(0, 2),
         "lease": st.none() | st.builds(Lease, worker=words, fence=st.integers(0, 2)),
         "due_at": st.none() | times,
+        "errand_at": st.none() | times,
         "paused": st.booleans(),
         "attention": st.booleans(),
         "dead_lettered": st.booleans(),
@@ -198,6 +199,10 @@ class Stores(RuleBasedStateMachine):
     def read_due(self, routes, now, limit):
         self.ask("due", routes, now, limit)
         self.ask("next_due", routes)
+
+    @rule(now=times, limit=limits)
+    def read_errands(self, now, limit):
+        self.ask("errands", now, limit)
 
     @rule(worker=words, attention=st.booleans(), limit=limits, after=ids)
     def read_leased(self, worker, attention, limit, after):

@@ -96,6 +96,7 @@ heads = st.builds(
     revision=counts,
     lease=st.none() | st.builds(Lease, worker=keys, fence=counts),
     due_at=st.none() | instants,
+    errand_at=st.none() | instants,
     paused=st.booleans(),
     error=st.none() | errors,
     commits=st.lists(counts, max_size=3).map(tuple),

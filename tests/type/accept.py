@@ -6,7 +6,10 @@ from typing import Any, Literal, assert_type
 import msgspec
 
 from streamline_trio import (
+    Branch,
+    BranchResult,
     Engine,
+    JoinResult,
     Run,
     RunHandle,
     Signal,
@@ -195,3 +198,15 @@ async def program() -> None:
         async with engine.events("step.*", run=run) as events:
             async for event in events:
                 assert_type(event.run_id, str)
+
+
+async def children(ctx: StepContext[Order, State], handle: RunHandle) -> None:
+    plain: Workflow[Any, Any] = Workflow("plain")
+    typed = Workflow("typed", input=Order)
+    output: int = await ctx.child(typed, Order("o-1"), name="pay", on_failure="return", priority=5, tags=["a"])
+    await ctx.child("typed", {"order_id": output})
+    await ctx.child(plain, None)
+    result = await ctx.join({"a": Branch(typed, Order("o-1")), "b": Branch("plain")}, policy="any", concurrency=2)
+    assert_type(result, JoinResult)
+    assert_type(result.branches["a"], BranchResult)
+    assert_type((await handle.tree(depth=2)).children[0].run, Run)

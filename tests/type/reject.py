@@ -98,3 +98,9 @@ async def program(engine: Engine, run: RunHandle) -> None:
     await engine.find(statuses="done")  # error: "statuses"
     engine.run(run)  # error: "RunHandle"
     run.wait().status  # error: "status"
+
+
+async def children(ctx: StepContext[Order, State, Outputs]) -> None:
+    await ctx.child(order, 5)  # error: type parameter "InputT" of "child" // "Literal[5]" is not assignable to "Order"
+    await ctx.join({"a": order})  # error: expected "str": "Branch[Any]" // "Branch[Any]"
+    await ctx.join({}, policy="most")  # error: "Literal['most']"

@@ -2,14 +2,15 @@
 
 from typing import Any
 
-import msgspec
 import pytest
+from msgspec.structs import replace
 
 from streamline_trio._core import happenings as h
 from streamline_trio._core.decide import Decision, StartRequest, admit, decide
 from streamline_trio._core.decide.outbox import LONGEST_PATIENCE, PATIENCE
-from streamline_trio._core.documents import ErrorDoc, Origin, Parent, RunDoc
+from streamline_trio._core.documents import ErrorDoc, Origin, Parent, Record, RunDoc
 from streamline_trio._core.errors import InvalidState
+from streamline_trio._core.joins import may_start_more, room_of
 from streamline_trio._core.plan import Plan, StepPlan, make_plan
 from streamline_trio._core.retry import RetryPolicy
 
@@ -96,7 +97,7 @@ def test_ends_of_others_change_nothing(change):
     """Proves that an end for another suspension, or one asked since, is not taken for ours."""
     story = Story()
     before = story.park()
-    end = msgspec.structs.replace(h.ChildEnd(key="a", group="G", status="done"), **change)
+    end = replace(h.ChildEnd(key="a", group="G", status="done"), **change)
     assert story.tell(h.ChildrenEnded, ends=(end,)) is before
 
 
@@ -188,7 +189,7 @@ def test_a_run_without_a_parent_that_waits_has_nothing_to_tell():
 
 def test_a_branch_of_a_join_does_not_carry_its_output():
     """Proves that the nudge of a branch is small: its output is read from its run."""
-    story = Story(msgspec.structs.replace(PARENT, branch="b", index=4))
+    story = Story(replace(PARENT, branch="b", index=4))
     story.tell(h.Finished, step="one", output=b"")
     run = story.tell(h.Finished, step="two", output=b"x" * 1000)
     (errand,) = run.outbox.values()
@@ -283,3 +284,13 @@ def test_an_answer_by_hand_cancels_the_child():
     run = story.tell(h.Answered, payload=b"\x05")
     assert (run.records["a"].outcome, run.records["a"].value) == ("value", b"\x05")
     assert errands(run) == [("cancel", "G", "", NOW + PATIENCE)]
+
+
+def test_what_ended_before_it_was_known_to_be_started_makes_no_room():
+    """Proves that after a crash between an insert and its note, no more branches start than may be under way."""
+    known = Record(kind="join", ask="x", attempt=1, place=0, opened_at=1, branches=9, concurrency=2)
+    assert room_of(replace(known, started=1)) == 1
+    assert room_of(replace(known, started=1, ended="2")) == 1, "branch 1 has ended, and is not among the started"
+    assert room_of(replace(known, started=2, ended="2")) == 1
+    assert not may_start_more(replace(known, started=2, ended=""))
+    assert not may_start_more(replace(known, started=9, ended="1ff"))

@@ -192,7 +192,7 @@ class StepRetryScheduled(Event, frozen=True, kw_only=True):
 
 
 class StepWaiting(Event, frozen=True, kw_only=True):
-    """The step waits for a timer, a person or a signal."""
+    """The step waits: for a timer, a person, a signal, a child or the branches of a join."""
 
     name: ClassVar[str] = "step.waiting"
     step: str = ""
