@@ -384,3 +384,13 @@ async def test_the_timeline_and_metrics_of_a_fork():
     assert {"created", "forked", "settled"} < {entry.kind for entry in entries}
     (forked,) = [entry for entry in entries if entry.kind == "forked"]
     assert (forked.step, forked.detail) == ("two", f"from run {handle.id} at step two")
+
+
+async def test_a_fork_begins_at_once(tmp_path):
+    """Proves that the engine which makes a fork wakes its own worker for it: it does not wait for the next poll."""
+    flow = counting([])
+    async with open_engine(f"sqlite:///{tmp_path}/runs.db", flow, poll_interval=600, lease=3600) as engine:
+        with trio.fail_after(30):
+            handle = await engine.start(flow)
+            await handle.wait()
+            assert await (await handle.fork("three")).result() == "three 4"

@@ -24,7 +24,7 @@ from streamline_trio import (
     WaitWithdrawn,
     Withdrawn,
 )
-from streamline_trio._core.checking import check_reason
+from streamline_trio._core.checking import check_reason, is_whole
 from streamline_trio._core.step import step_id_of
 from streamline_trio._runtime.tokens import check_token
 from streamline_trio.testing._fake_answers import Answers, Asked
@@ -127,7 +127,7 @@ class FakePeople(StepContext[InputT, StateT, OutputsT]):
                 status="running",
             )
         kept = self._histories.get(step_id, [])
-        if version not in range(1, len(kept) + 1):
+        if not is_whole(version, 1, len(kept)):
             raise ValidationError(f"step {step_id} has no output {version!r} in its history", step=step_id)
         self._outputs[step_id] = kept[version - 1]
         self.pins.append((step_id, version))
