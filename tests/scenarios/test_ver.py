@@ -213,6 +213,25 @@ async def test_a_run_of_a_dead_worker_that_nobody_can_run_is_released(caplog):
 
 
 @in_virtual_time
+async def test_a_live_worker_with_the_code_is_waited_for():
+    """Proves that a lease is not given up while a live worker has the code, however busy that one is."""
+    store, flow = MemoryStore(), holding()
+    async with open_engine(store, flow) as doomed, open_engine(store, flow, max_concurrent_runs=1) as busy:
+        held = await busy.start(flow)
+        await idle()
+        handle = await doomed.start(flow)
+        await idle()
+        async with open_engine(store, telling("2.0.0")) as other:
+            await crash(doomed)
+            await trio.sleep(3600)
+            run = await other.get(handle.id)
+            assert (run.recoveries, run.lease is None, (await other.stats()).unclaimable) == (0, False, ())
+            await busy.run(held.id).cancel()
+            run = await other.run(handle.id).wait()
+    assert (run.status, run.recoveries, run.fence) == ("done", 1, 2)
+
+
+@in_virtual_time
 async def test_releases_count_towards_the_dead_letter():
     """Proves that a run which kills its workers is dead-lettered although others without the code release it."""
     store = MemoryStore()

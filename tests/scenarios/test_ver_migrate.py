@@ -224,6 +224,46 @@ async def test_a_live_worker_keeps_its_runs():
     assert asked == [handles[1].id]
 
 
+def first_holds(number: str, held: str, **options: Any) -> Workflow[Any, Any]:
+    """Runs with the input `hold` never end in version 1.0.0."""
+    flow = version(number, **options)
+
+    @flow.step(attempts=1)
+    async def step(ctx: Context) -> str:
+        if ctx.input == held and ctx.version == "1.0.0":
+            await trio.sleep_forever()
+        return ctx.version
+
+    return flow
+
+
+@in_virtual_time
+async def test_a_busy_worker_keeps_its_runs_too():
+    """Proves that runs wait for a live worker of their version that has no place for them."""
+    store = MemoryStore()
+    old, new = first_holds("1.0.0", "hold"), first_holds("2.0.0", "", migrate=unchanged)
+    async with open_engine(store, new) as engine, open_engine(store, old, max_concurrent_runs=1) as first:
+        held, waits = await first.start(old, "hold"), await first.start(old, "wait")
+        await trio.sleep(3600)
+        run = await engine.get(waits.id)
+        assert (run.status, run.version) == ("draft", "1.0.0")
+        await held.cancel()
+        assert (await engine.run(waits.id).wait()).version == "1.0.0"
+
+
+@in_virtual_time
+async def test_what_a_leaving_worker_hands_back_is_taken_over_at_once():
+    """Proves that a run which was due already when the last worker of its version left is migrated then."""
+    store = MemoryStore()
+    old, new = first_holds("1.0.0", "hold"), first_holds("2.0.0", "", migrate=unchanged)
+    async with open_engine(store, new) as engine:
+        async with open_engine(store, old, drain_timeout=0) as first:
+            handle = await first.start(old, "hold")
+            await idle()
+        run = await engine.run(handle.id).wait(timeout=1)
+    assert (run.status, run.version, run.recoveries) == ("done", "2.0.0", 0)
+
+
 @in_virtual_time
 async def test_a_paused_run_is_not_taken_over():
     """Proves that a paused run stays on its version, and is asked about when it is unpaused."""

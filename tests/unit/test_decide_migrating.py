@@ -53,6 +53,10 @@ def test_a_migration_is_a_claim():
         pytest.param(lambda: Story("a"), id="held"),
         pytest.param(lambda: Story("a").suspends(human()), id="not due"),
         pytest.param(lambda: Story("a").hands_back().does(PauseAsked()), id="paused"),
+        pytest.param(
+            lambda: Story(plan_of("a", timeout=5.0)).hands_back().does(PauseAsked()).later(6),
+            id="paused and overdue",
+        ),
         pytest.param(lambda: Story("a").finishes(), id="done"),
     ],
 )
