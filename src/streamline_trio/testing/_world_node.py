@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
+import msgspec
 import trio
 
 from streamline_trio._core.definition import Workflow
@@ -150,12 +151,21 @@ def observed(workflow: Workflow[Any, Any], witness: Witness) -> Workflow[Any, An
 def _observed_step(step: Step[Any], witness: Witness) -> Step[Any]:
     if not step.is_async:
         raise ValueError(f"{step!r}: a simulated world has no threads, so its handlers must be async")
-    inner = step.handler
+    twin = copy.copy(step)
+    twin.handler = _observed_handler(step.handler, witness)
+    compensation = step.compensation
+    if compensation is not None:
+        if not compensation.is_async:
+            raise ValueError(f"the compensation of {step!r}: a simulated world has no threads")
+        twin.compensation = msgspec.structs.replace(
+            compensation, handler=_observed_handler(compensation.handler, witness)
+        )
+    return twin
 
+
+def _observed_handler(inner: Callable[[Any], Any], witness: Witness) -> Callable[[Any], Any]:
     async def handler(ctx: Any) -> Any:
         with witness.inside(ctx):
             return await inner(ctx)
 
-    twin = copy.copy(step)
-    twin.handler = handler
-    return twin
+    return handler
