@@ -1,7 +1,7 @@
 """Write the golden documents of this release: `python -m tests.golden.write`.
 
 Each is taken from the store of a real engine, in the middle of a run's life. What was written for a release is
-not written again; `--again` is for the release in the making only.
+not written again. For the release in the making only: `--again`, and `--missing` for those that are not there yet.
 """
 
 import sys
@@ -13,12 +13,13 @@ import trio
 from msgspec.structs import replace
 
 import streamline_trio
-from streamline_trio import Engine, RunHandle, open_engine
+from streamline_trio import Engine, RunHandle, Workflow, open_engine
 from streamline_trio._core.codec import split
-from streamline_trio._core.documents import ErrorDoc, RunDoc
+from streamline_trio._core.documents import CompensationDoc, ErrorDoc, RunDoc
 from streamline_trio.stores.memory import MemoryStore
 from streamline_trio.testing import crash, run
 from tests.golden import documents
+from tests.golden.saga import golden_saga
 from tests.golden.workflow import Order, go, golden
 
 ROOT = str(Path(__file__).parents[2])
@@ -88,17 +89,27 @@ LIVES: dict[str, tuple[str, Act]] = {
     "failed": ("failed", _rests),
     "cancelled": ("human", _is_cancelled),
     "dead-lettered": ("dead letter", _kills_its_worker),
+    "saga-compensating": ("hangs", _loses_its_worker),
+    "saga-backoff": ("backoff", _is_left_alone),
+    "saga-compensated": ("works", _rests),
+    "saga-compensation-failed": ("broken", _rests),
+    "saga-cancelled": ("hangs", _is_cancelled),
 }
+
+
+def workflow_of(name: str) -> Workflow[Any, Any]:
+    """What the document of this name is a run of."""
+    return golden_saga if name.startswith("saga-") else golden
 
 
 async def _live(name: str) -> RunDoc:
     """One run, up to the moment at which it is to be kept."""
     play, act = LIVES[name]
-    store = MemoryStore()
+    store, workflow = MemoryStore(), workflow_of(name)
     options: dict[str, Any] = {"delay": 3600} if name == "draft" else {}
-    async with open_engine(store, golden) as engine:
+    async with open_engine(store, workflow) as engine:
         handle = await engine.start(
-            golden,
+            workflow,
             Order(play, 21),
             run_id=f"golden-{name}",
             idempotency_key=f"key of {name}",
@@ -116,8 +127,15 @@ async def _live(name: str) -> RunDoc:
 
 def _nowhere(stored: RunDoc) -> RunDoc:
     """The run as if the engine were installed at /app: tracebacks tell paths."""
-    steps = {step_id: replace(step, error=_moved(step.error)) for step_id, step in stored.steps.items()}
+    steps = {
+        step_id: replace(step, error=_moved(step.error), compensation=_elsewhere(step.compensation))
+        for step_id, step in stored.steps.items()
+    }
     return replace(stored, steps=steps, head=replace(stored.head, error=_moved(stored.head.error)))
+
+
+def _elsewhere(compensation: CompensationDoc | None) -> CompensationDoc | None:
+    return None if compensation is None else replace(compensation, error=_moved(compensation.error))
 
 
 def _moved(error: ErrorDoc | None) -> ErrorDoc | None:
@@ -126,13 +144,15 @@ def _moved(error: ErrorDoc | None) -> ErrorDoc | None:
     return replace(error, traceback=error.traceback.replace(ROOT, "/app"))
 
 
-def main(*, again: bool) -> None:
+def main(*, again: bool, missing: bool) -> None:
     folder = documents.HERE / streamline_trio.__version__
-    folder.mkdir(exist_ok=again)
+    folder.mkdir(exist_ok=again or missing)
     for name in LIVES:
-        stored = run(_live, name)
-        documents.write(folder / f"{name}.json", split(stored), stored)
+        path = folder / f"{name}.json"
+        if again or not path.exists():
+            stored = run(_live, name)
+            documents.write(path, split(stored), stored)
 
 
 if __name__ == "__main__":
-    main(again="--again" in sys.argv)
+    main(again="--again" in sys.argv, missing="--missing" in sys.argv)

@@ -269,7 +269,9 @@ def _compensation(step_id: str, run: RunDoc) -> CompensationState | None:
 
 def _undone(run: RunDoc) -> RunCompensation | None:
     found = {step_id: _compensation_of(step_id, run) for step_id in run.steps}
-    known = {step_id: doc.status for step_id, doc in found.items() if doc is not None}
+    known: dict[str, CompensationStatus] = {
+        step_id: doc.status for step_id, doc in found.items() if doc is not None
+    }
     if not known:
         return None
     return RunCompensation(steps={step_id: known[step_id] for step_id in in_undo_order(run.steps, known)})

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 from msgspec.structs import replace
 
-from streamline_trio._core.documents import Record, RunDoc, active_key
+from streamline_trio._core.documents import Record, RunDoc, StepDoc, active_key
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import FINISHED_STEP, SETTLED
 from streamline_trio._core.store import Applied, Delete, Insert, PutSide, Update, Write
@@ -172,12 +172,13 @@ class Witness(WrappedStore):
     def _compare_parts(self, before: RunDoc, after: RunDoc) -> None:
         for step_id, step in before.steps.items():
             then = after.step(step_id)
-            same = replace(then, compensation=step.compensation, output=step.output, pinned=step.pinned)
-            is_kept = same == step and (then.pinned is not None or then.output == step.output)
-            if step.status in FINISHED_STEP and then.generation == step.generation and not is_kept:
-                self.wrong.append(f"{after.id}: step {step_id} had finished and was changed")
+            if step.status in FINISHED_STEP and then.generation == step.generation:
+                if not _is_same(step, then):
+                    self.wrong.append(f"{after.id}: step {step_id} had finished and was changed")
+                if _is_undone(step) and then.compensation != step.compensation:
+                    self.wrong.append(f"{after.id}: step {step_id} was undone and was changed")
         for step_id, step in after.steps.items():
-            if before.head.paused and after.head.paused and step.attempts > before.step(step_id).attempts:
+            if before.head.paused and after.head.paused and _calls(step) > _calls(before.step(step_id)):
                 self.wrong.append(f"{after.id}: step {step_id} began while the run was paused")
         for key, record in before.records.items():
             kept = after.records.get(key, record)
@@ -220,9 +221,10 @@ class Witness(WrappedStore):
         run = driver.run
         step = run.step(ctx.step_id)
         stored = self.run(run.id).step(ctx.step_id)
-        is_undoing = run.head.status == "compensating"
-        over = not is_undoing and stored.status in FINISHED_STEP and stored.generation == step.generation
-        entry = Entry(run.id, ctx.step_id, step.generation, step.attempts, run.head.fence, over)
+        over = _is_undone(stored) if driver.is_undoing else stored.status in FINISHED_STEP
+        over = over and stored.generation == step.generation
+        name = f"undoing {ctx.step_id}" if driver.is_undoing else ctx.step_id
+        entry = Entry(run.id, name, step.generation, ctx.attempt, run.head.fence, over)
         body = Body(entry, driver)
         if over:
             self.wrong.append(f"a finished step was called again: {entry}")
@@ -293,6 +295,22 @@ class Witness(WrappedStore):
         assert not self.wrong, "\n".join(self.wrong)
 
 
+def _is_same(step: StepDoc, then: StepDoc) -> bool:
+    """Whether a finished step is as it was, but for its undoing, and for an older output that was pinned."""
+    pinned = then.pinned is not None
+    output = step.output if pinned else then.output
+    return replace(then, compensation=step.compensation, output=output, pinned=step.pinned) == step
+
+
+def _is_undone(step: StepDoc) -> bool:
+    return step.compensation is not None and step.compensation.status == "done"
+
+
+def _calls(step: StepDoc) -> int:
+    """Of its handler and of its compensation."""
+    return step.attempts + (0 if step.compensation is None else step.compensation.attempts)
+
+
 def _answered(before: RunDoc | None, after: RunDoc) -> list[Record]:
     """The waits that this change gave a value, from outside."""
     old = {} if before is None else before.records
@@ -305,14 +323,19 @@ def _answered(before: RunDoc | None, after: RunDoc) -> list[Record]:
     ]
 
 
-_UNDONE = frozenset({"compensating", "compensated", "compensation_failed"})
+def _end(event: Any, status: str) -> set[str]:
+    """Where the run is after it; a claim may find at once that nothing can be undone."""
+    return {"compensating", "compensation_failed"} if event.compensating else {status}
+
+
 _TRUE_OF: dict[str, Callable[[RunDoc, Any], bool]] = {
     "workflow.completed": lambda run, _event: run.head.status == "done",
-    "workflow.failed": lambda run, _event: run.head.status in {"failed", *_UNDONE},
-    "workflow.cancelled": lambda run, _event: run.head.status in {"cancelled", *_UNDONE},
-    "workflow.compensating": lambda run, _event: run.head.status in _UNDONE,
+    "workflow.failed": lambda run, event: run.head.status in _end(event, "failed"),
+    "workflow.cancelled": lambda run, event: run.head.status in _end(event, "cancelled"),
+    "workflow.compensating": lambda run, _event: run.head.status in {"compensating", "compensation_failed"},
     "workflow.compensated": lambda run, _event: run.head.status == "compensated",
     "workflow.compensation_failed": lambda run, _event: run.head.status == "compensation_failed",
+    "step.compensated": lambda run, event: _is_undone(run.step(event.step)),
     "workflow.waiting": lambda run, _event: run.head.status == "waiting",
     "workflow.dead_lettered": lambda run, _event: run.head.dead_lettered,
     "step.completed": lambda run, event: run.step(event.step).status == "done",

@@ -21,6 +21,7 @@ from streamline_trio._core.errors import (
     ValidationError,
 )
 from streamline_trio._core.status import SETTLED
+from streamline_trio.testing._laws import TURNED_BACK
 from streamline_trio.testing._world_node import Node
 from streamline_trio.testing._world_scenario import ScenarioMistake, Start
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 REFUSALS = (InvalidState, RunNotFound, StepNotFound, TokenInvalid)
 Payload = tuple[str, bytes]
-UNDONE = frozenset({"compensated", "compensation_failed"})
 
 
 class Book:
@@ -310,10 +310,15 @@ class Clients:
             # Where it had settled at some moment of the call, this was a no-op, whatever has revived it since.
             if not any(version.head.status in SETTLED for version in seen):
                 self.book.doomed.setdefault(run_id, run.head.revision)
-                if not run.head.cancel_requested and run.head.status not in {"compensating", *UNDONE}:
+                if not run.head.cancel_requested and run.head.status not in self._ends_of_cancel(run):
                     witness.wrong.append(f"{run_id}: a cancellation was acknowledged and is not stored")
 
         return f"cancel {run_id}", act
+
+    def _ends_of_cancel(self, run: RunDoc) -> set[str]:
+        """Where a cancellation leads."""
+        plan = self.world.witness.plans[run.origin.workflow]
+        return set(TURNED_BACK) if plan.compensate_on_cancel else {"cancelled"}
 
     def _rewind(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
         engine, witness = node.engine, self.world.witness
@@ -420,8 +425,8 @@ def judge(world: World) -> list[str]:
             wrong.append(f"{run_id}: {issued} issued {_plain_of(value)!r}, and {came} came")
     for run_id, revision in book.doomed.items():
         status = witness.run(run_id).head.status
-        undone = witness.plans[witness.run(run_id).origin.workflow].compensate_on_cancel
-        if status != "cancelled" and not (undone and status in UNDONE):
+        on_cancel = witness.plans[witness.run(run_id).origin.workflow].compensate_on_cancel
+        if status not in (set(TURNED_BACK) if on_cancel else {"cancelled"}):
             wrong.append(f"{run_id}: its cancellation was acknowledged at revision {revision}, and it is {status}")
     wrong += [message for run_id in witness.versions for message in _judge_end(world, witness.run(run_id))]
     return wrong
@@ -431,7 +436,7 @@ def _judge_end(world: World, run: RunDoc) -> list[str]:
     head, book = run.head, world.clients.book
     if head.status == "cancelled" and run.id not in book.cancels and run.origin.parent is None:
         return [f"{run.id}: was cancelled, and nobody asked for it"]
-    if head.error is not None and not world.scenario.may_fail(run):
+    if head.error is not None and head.status != "cancelled" and not world.scenario.may_fail(run):
         return [f"{run.id}: must not fail so: {head.error.code} {head.error.message}"]
     return []
 

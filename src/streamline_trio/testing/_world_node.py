@@ -11,7 +11,6 @@ from typing import Any, Literal
 import msgspec
 import trio
 
-from streamline_trio._core.compensation import Compensation
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.errors import StoreUnavailable
 from streamline_trio._core.step import Step
@@ -152,24 +151,21 @@ def observed(workflow: Workflow[Any, Any], witness: Witness) -> Workflow[Any, An
 def _observed_step(step: Step[Any], witness: Witness) -> Step[Any]:
     if not step.is_async:
         raise ValueError(f"{step!r}: a simulated world has no threads, so its handlers must be async")
-    inner = step.handler
+    twin = copy.copy(step)
+    twin.handler = _observed_handler(step.handler, witness)
+    compensation = step.compensation
+    if compensation is not None:
+        if not compensation.is_async:
+            raise ValueError(f"the compensation of {step!r}: a simulated world has no threads")
+        twin.compensation = msgspec.structs.replace(
+            compensation, handler=_observed_handler(compensation.handler, witness)
+        )
+    return twin
 
+
+def _observed_handler(inner: Callable[[Any], Any], witness: Witness) -> Callable[[Any], Any]:
     async def handler(ctx: Any) -> Any:
         with witness.inside(ctx):
             return await inner(ctx)
 
-    twin = copy.copy(step)
-    twin.handler = handler
-    if step.compensation is not None:
-        twin.compensation = _observed_compensation(step.compensation, witness)
-    return twin
-
-
-def _observed_compensation(compensation: Compensation, witness: Witness) -> Compensation:
-    inner = compensation.handler
-
-    async def handler(ctx: Any) -> None:
-        with witness.inside(ctx):
-            await inner(ctx)
-
-    return msgspec.structs.replace(compensation, handler=handler)
+    return handler
