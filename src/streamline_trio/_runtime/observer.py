@@ -105,4 +105,6 @@ class Observer:
         if isinstance(verdict, Applied):
             self._services.logger.warning("worker %s is gone: its runs are taken over", side.key)
             return True
-        return False
+        # It has beaten, or another observer was faster.
+        now = await self._services.store.side(WORKERS, side.key)
+        return now is not None and decode_worker(now.body).state == "dead"
