@@ -683,7 +683,7 @@ async def test_retry_repeats_only_what_failed():
         assert (run.status, run.error, run.output) == ("done", None, 4)
         with pytest.raises(InvalidState) as caught:
             await handle.retry()
-        assert (caught.value.action, caught.value.allowed) == ("retry", ("failed",))
+        assert (caught.value.action, caught.value.allowed) == ("retry", ("failed", "compensation_failed"))
     assert [(step, attempt) for step, attempt, _ in calls] == [
         ("one", 1),
         ("two", 1),

@@ -167,6 +167,23 @@ async def test_a_plain_run_costs_one_write_per_step_and_one_more(store, count):
         assert store.batches == count + 1
 
 
+async def test_a_saga_costs_one_write_per_step_and_per_compensation(store):
+    """A run that fails in its last step begins to undo in the same write: N steps and M compensations are N + M
+    updates, and no read."""
+    workflow = steps(3, nothing)
+    for step in workflow.steps.values():
+        step.compensate(nothing)
+
+    async def fails(ctx: StepContext) -> None:
+        raise ValueError("boom")
+
+    workflow.add_step("fails", fails, attempts=1)
+    async with quiet_engine(store, workflow) as engine:
+        assert (await (await engine.start(workflow)).wait(timeout=30)).status == "compensated"
+        assert store.writes == {"Insert": 1, "Update": 4 + 3}
+        assert (store.reads, store.refused) == ({}, {})
+
+
 async def test_sync_steps_cost_no_more(store):
     """A step in a thread costs what an async one costs."""
 

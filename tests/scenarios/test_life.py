@@ -1019,8 +1019,8 @@ async def test_a_step_is_callable_for_unit_tests():
 
 LEGAL_RUN: dict[RunStatus, set[RunStatus]] = {
     "draft": {"running", "cancelled", "failed"},
-    "running": {"waiting", "done", "failed", "cancelled"},
-    "waiting": {"running", "cancelled", "failed"},
+    "running": {"waiting", "done", "failed", "cancelled", "compensating"},
+    "waiting": {"running", "cancelled", "failed", "compensating"},
     "done": {"running"},
     "failed": {"running", "compensating"},
     "compensating": {"compensated", "compensation_failed", "cancelled"},
@@ -1031,8 +1031,8 @@ LEGAL_RUN: dict[RunStatus, set[RunStatus]] = {
 
 
 def test_legal_run_transitions():
-    """S030: the run table is the original's, but drafts and parked runs can fail (a run has a deadline here) and
-    a failed compensation can be retried."""
+    """S030: the run table is the original's, but drafts and parked runs can fail (a run has a deadline here), a
+    cancelled run can be undone, and a failed compensation can be retried."""
     assert {source: set(targets) for source, targets in RUN_TRANSITIONS.items()} == LEGAL_RUN
     refused: list[tuple[RunStatus, RunStatus]]
     refused = [("draft", "done"), ("waiting", "done"), ("cancelled", "running")]

@@ -1,6 +1,7 @@
 """Calls that must type-check, in mypy and pyright, both strict."""
 
 import datetime as dt
+from collections.abc import Callable
 from typing import Any, Literal, assert_type
 
 import msgspec
@@ -8,9 +9,11 @@ import msgspec
 from streamline_trio import (
     Branch,
     BranchResult,
+    CompensationState,
     Engine,
     JoinResult,
     Run,
+    RunCompensation,
     RunHandle,
     Signal,
     Step,
@@ -165,6 +168,40 @@ async def count(ctx: StepContext[str, str, Outputs]) -> int:
 
 crawl = Workflow("crawl", input=str, steps={"fetch": fetch, "count": StepSpec(count, attempts=5)}, outputs=Outputs)
 assert_type(crawl, Workflow[str, str])
+
+
+# --- compensations ---------------------------------------------------------------------------------------------
+
+
+saga = Workflow("saga", input=int, compensate_on_cancel=True)
+
+
+@saga.step
+async def book(ctx: StepContext[int]) -> int:
+    return ctx.input
+
+
+@saga.step
+def pay(ctx: StepContext[int]) -> Charge:
+    return Charge("c-1")
+
+
+@book.compensate
+async def undo(ctx: StepContext[int]) -> None:
+    assert_type(ctx.output(book), int)
+
+
+@pay.compensate(attempts=5, retry_delay=dt.timedelta(seconds=2), timeout=30, when="started")
+def undo_in_a_thread(ctx: StepContext[int]) -> str:
+    return "undone"
+
+
+undone: Callable[[StepContext[int]], str] = undo_in_a_thread
+
+
+async def look_at_a_saga(run: Run) -> None:
+    assert_type(run.compensation, RunCompensation | None)
+    assert_type(run.steps["a"].compensation, CompensationState | None)
 
 
 # --- engines and handles ---------------------------------------------------------------------------------------

@@ -81,6 +81,10 @@ async def after(ctx: StepContext[Order, State, Outputs]) -> int:
     return number
 
 
+charge.compensate(attempt=3)  # error: "compensate" of "Step" // No overloads for "compensate"
+charge.compensate(when="never")  # error: "compensate" of "Step" // "Literal['never']" is not assignable
+
+
 async def one_parameter(ctx: StepContext[Order]) -> None:
     ctx.state.status  # error: "status"
     ctx.outputs.anything
