@@ -357,7 +357,7 @@ class OneRun(RuleBasedStateMachine):
         self._accepted(Memoized(**self._held(step=self.current, key=f"m{number % 2}", value=pack(number))))
         assert first in {None, self.run.memos[f"m{number % 2}"]}, "a memo was forgotten"
 
-    @precondition(_is_leased)
+    @precondition(_runs_a_step)
     @rule(wishes=st.lists(asks(), max_size=3, unique_by=lambda ask: ask["key"]))
     def keys_wait_while_others_run(self, wishes: list[dict[str, Any]]) -> None:
         wanted = tuple(self._ask(fields) for fields in wishes)
@@ -367,7 +367,7 @@ class OneRun(RuleBasedStateMachine):
             assert all(ask.key in self.run.records for ask in wanted)
             assert self._is_leased()
 
-    @precondition(lambda self: self._is_leased() and self._has_open_wait())
+    @precondition(lambda self: self._runs_a_step() and self._has_open_wait())
     @rule(data=st.data())
     def the_time_of_some_comes(self, data: st.DataObject) -> None:
         before = self.run
@@ -378,7 +378,7 @@ class OneRun(RuleBasedStateMachine):
             fires = came and key in keys and not before.head.paused
             assert (self.run.records[key].outcome != record.outcome) == fires
 
-    @precondition(lambda self: self._is_leased() and self._has_open_wait())
+    @precondition(lambda self: self._runs_a_step() and self._has_open_wait())
     @rule(data=st.data(), release=releases)
     def the_step_waits_on(self, data: st.DataObject, release: bool) -> None:
         """Keys that were not called again keep their records; all other open ones are closed."""
@@ -388,7 +388,7 @@ class OneRun(RuleBasedStateMachine):
         if self.run.head.status == "waiting":
             assert {key for key, record in self.run.records.items() if record.is_open} == set(kept)
 
-    @precondition(_is_leased)
+    @precondition(_runs_a_step)
     @rule(path=st.sampled_from(["p", "q"]), round=st.integers(0, 3), done=st.booleans(), data=st.data())
     def a_part_ends(self, path: str, round: int, done: bool, data: st.DataObject) -> None:
         before = self.run
@@ -405,6 +405,8 @@ class OneRun(RuleBasedStateMachine):
         assert self.run.records.keys() == before.records.keys() - set(records)
         assert self.run.pieces.keys() == (before.pieces.keys() - set(pieces)) | {path}
 
+    @precondition(_is_leased)
+    @rule()
     def hand_back(self) -> None:
         before = self.run
         self._accepted(HandedBack(**self._held()))

@@ -277,7 +277,7 @@ class World:
         elif waits and waits[0].kind == "human":
             value = clients.draw_answer(run.id, waits[0])
             with clients.asked(f"answer {run.id} with {value!r}"):
-                await clients.answer(node, run.id, value, wait=waits[0].name)
+                await clients.answer(node, run.id, value, wait=waits[0].name or None)
         elif waits:
             id = f"s{len(clients.book.signals) + 1}"
             name = waits[0].signal

@@ -194,7 +194,7 @@ class Clients:
         if not waits:
             return None
         value = self.draw_answer(run_id, waits[0])
-        wait = waits[0].name
+        wait = waits[0].name or None
         return f"answer {run_id} with {value!r}", lambda: self.answer(node, run_id, value, wait=wait)
 
     async def answer(

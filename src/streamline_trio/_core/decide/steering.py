@@ -27,8 +27,8 @@ def cancel_asked(turn: Turn, happening: CancelAsked) -> bool:
     """Settle an unleased run at once; ask the holder of a leased one. What undoes its steps is left alone."""
     if turn.status in SETTLED or (turn.cancel_requested and turn.lease is not None and not happening.lease_dead):
         return False
-    if turn.status == "compensating" and not happening.stops_undoing:
-        return False
+    if turn.status == "compensating" and (not happening.stops_undoing or turn.head.error is None):
+        return False  # what it undoes because it was cancelled is not left half undone by who cancels it again
     reason = turn.head.cancel_reason if turn.cancel_requested else happening.reason
     if turn.lease is not None and not happening.lease_dead:
         turn.cancel_requested = True
