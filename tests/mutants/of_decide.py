@@ -177,7 +177,7 @@ FAULTS = (
         name="abandoned-wait-stays-open",
         promise="A wait that the present attempt did not ask for takes no answers.",
         file="_core/decide/suspending.py",
-        before="    _close_others(turn, {ask.key for ask in happening.asks})\n",
+        before="    _close_others(turn, awaited)\n",
         after="",
         tests=(
             "tests/unit/test_decide_suspending.py::test_a_wait_of_an_earlier_attempt_that_is_not_asked_again_is_closed",

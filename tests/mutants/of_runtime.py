@@ -305,13 +305,15 @@ FAULTS = (
     Fault(
         name="parked-before-unwound",
         promise="A run parks once its handler has unwound.",
-        file="_runtime/context.py",
+        file="_runtime/waits.py",
         before="""\
-        return await self._suspender.unwind(msgspec.structs.replace(ask, told=on_token is not None))""",
+        is_key = self._suspender.strand is not self._suspender.root
+        return await self._suspender.unwind(msgspec.structs.replace(ask, """
+        "told=on_token is not None, unwound=is_key))",
         after="""\
         from streamline_trio._core.happenings import Suspended
         asks = (msgspec.structs.replace(ask, told=on_token is not None),)
-        replayed = self._suspender.replayed
+        replayed = tuple(self._suspender.replayed.items())
         await self._driver.commit(Suspended(step=self._step.id, asks=asks, replayed=replayed, **self._held))
         return await self._suspender.unwind(asks[0])""",
         tests=("tests/crash/test_windows.py::test_a_handler_unwinds_while_its_run_is_leased",),
