@@ -307,7 +307,9 @@ FAULTS = (
         promise="A run parks once its handler has unwound.",
         file="_runtime/waits.py",
         before="""\
-        return await self._suspender.unwind(msgspec.structs.replace(ask, told=on_token is not None, unwound=is_key))""",
+        is_key = self._suspender.strand is not self._suspender.root
+        return await self._suspender.unwind(msgspec.structs.replace(ask, """
+        "told=on_token is not None, unwound=is_key))",
         after="""\
         from streamline_trio._core.happenings import Suspended
         asks = (msgspec.structs.replace(ask, told=on_token is not None),)

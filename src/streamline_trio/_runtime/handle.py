@@ -244,8 +244,9 @@ class RunHandle:
         """Cancel the run; durable when it returns. No-op on a settled run.
 
         A run that no living worker holds is settled at once; a running handler is cancelled and the run settles
-        when it has unwound. With `compensate_on_cancel` what it did is undone first. A run that is compensating
-        already settles as cancelled, and what is not undone by then stays so.
+        when it has unwound. With `compensate_on_cancel` what it did is undone first, and cancelling it again changes
+        nothing. A run that is compensating because it failed settles as cancelled, and what is not undone by then
+        stays so.
         """
         check_reason(reason, "the reason of a cancellation")
         await self._act(CancelAsked(reason=reason, stops_undoing=True))

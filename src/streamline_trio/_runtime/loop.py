@@ -95,7 +95,7 @@ class Loop:
                 f"step {step}: the body of a loop returns Next(state) or Done(value), not {repr(outcome)[:100]}",
                 step=step,
             )
-        return outcome
+        return outcome  # pyright: ignore[reportUnknownVariableType] - of any type
 
     def _encoded(self, state: Any) -> bytes:
         return self._pieces.encoded(state, "the state of a loop", self._states)

@@ -209,7 +209,7 @@ class Scatter:
         except BaseException as error:
             if isinstance(error, BaseExceptionGroup) and not isinstance(error, ExceptionGroup):
                 raise
-            self._failures.append((key, error))
+            self._failures.append((key, error))  # pyright: ignore[reportUnknownArgumentType] - a group of any errors
         finally:
             self._suspender.remove(strand)
 

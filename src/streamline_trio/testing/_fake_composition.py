@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,13 +80,15 @@ class Lines:
                 if inspect.isawaitable(outcome):
                     outcome = await outcome
             if isinstance(outcome, Done):
-                return decoder.decode(self._keep(outcome.value, "the value of a loop"), what="the value of a loop")
+                value: Any = outcome.value  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+                return decoder.decode(self._keep(value, "the value of a loop"), what="the value of a loop")
             if not isinstance(outcome, Next):
                 raise ValidationError(
                     f"step {self._step}: the body of a loop returns Next(state) or Done(value),"
                     f" not {repr(outcome)[:100]}"
                 )
-            state = self._keep(outcome.state, "the state of a loop")
+            following: Any = outcome.state  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            state = self._keep(following, "the state of a loop")
         raise LoopLimitExceeded(
             f"step {self._step}: a loop ran {max_iterations} iterations, its max_iterations, and was not done",
             step=self._step,
@@ -103,7 +105,7 @@ class Lines:
         return frame.prefix + segment
 
     @contextmanager
-    def _within(self, prefix: str, *, keys: int = 0) -> Iterator[None]:
+    def _within(self, prefix: str, *, keys: int = 0) -> Generator[None]:
         outer, self.frame = self.frame, Frame(prefix)
         self._keys += keys
         try:

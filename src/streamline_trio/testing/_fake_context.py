@@ -364,7 +364,7 @@ class FakeContext(FakeJoins, FakePeople[InputT, StateT, OutputsT]):
 
     # --- parts of the step ---------------------------------------------------------------------------------
 
-    async def scatter(
+    async def scatter(  # pyright: ignore[reportIncompatibleMethodOverride] - it is that of the overloads together
         self,
         fns: Mapping[str, Callable[[], Any]],
         concurrency: int | None = None,
@@ -375,7 +375,7 @@ class FakeContext(FakeJoins, FakePeople[InputT, StateT, OutputsT]):
         self._own_task.require_possible("scatter", self._lines.frame.places)
         return await self._lines.scatter(fns, concurrency, returns, name)
 
-    async def loop(
+    async def loop(  # pyright: ignore[reportIncompatibleMethodOverride] - it is that of the overloads together
         self,
         initial: Any,
         body: Callable[[Any, int], Any],
