@@ -305,7 +305,7 @@ FAULTS = (
     Fault(
         name="parked-before-unwound",
         promise="A run parks once its handler has unwound.",
-        file="_runtime/context.py",
+        file="_runtime/waits.py",
         before="""\
         return await self._suspender.unwind(msgspec.structs.replace(ask, told=on_token is not None))""",
         after="""\
