@@ -245,7 +245,7 @@ class OneRun(RuleBasedStateMachine):
             assert head.streak == (0 if head.status == "compensating" else streak)
 
     def _cancelled_in(self, before: RunDoc) -> set[str]:
-        """Where a cancellation leads: a run that undoes already stops that."""
+        """Where a cancellation leads: a run that undoes because it failed stops that."""
         if before.head.status == "compensating" or not self.plan.compensate_on_cancel:
             return {"cancelled"}
         return {"cancelled", "compensating"}
@@ -622,7 +622,7 @@ class OneRun(RuleBasedStateMachine):
         self._accepted(CancelAsked(reason=reason, lease_dead=lease_dead, stops_undoing=stops_undoing))
         if before.head.status in SETTLED:
             assert self.run is before, "cancelling a settled run is no act"
-        elif before.head.status == "compensating" and not stops_undoing:
+        elif before.head.status == "compensating" and not (stops_undoing and before.head.error is not None):
             assert self.run is before, "what undoes its steps was stopped"
         elif before.head.lease is None or lease_dead:
             assert self.run.head.status in self._cancelled_in(before)

@@ -134,6 +134,33 @@ async def test_an_outage_delays_a_nudge_and_does_not_lose_it():
 
 
 @in_virtual_time
+async def test_an_outage_while_children_are_stored_is_waited_out():
+    """Proves that a step whose children cannot be stored for long goes on with it, and starts each of them once."""
+
+    def inserts(name: str, args: tuple[Any, ...]) -> bool:
+        return name == "write" and any(isinstance(write, Insert) for write in args[0])
+
+    async def join(ctx: Context) -> None:
+        await ctx.join({"a": Branch(asking), "b": Branch(asking)})
+
+    parent: Workflow[Any, Any] = Workflow("parent")
+    parent.add_step("join", join)
+    store = BrokenStore(MemoryStore(), inserts)
+    async with open_engine(store, parent, asking) as engine:
+        run = await engine.start(parent, delay=1)
+        store.broken = True
+        await trio.sleep(300)
+        assert await engine.count(parent=run) == 0
+        store.broken = False
+        await trio.sleep(10)
+        for child in await engine.find(parent=run):
+            await engine.run(child.id).resume(1)
+        settled = await run.wait(100)
+        assert (settled.status, settled.steps["join"].attempts) == ("done", 1)
+        assert await engine.count(parent=run) == 2
+
+
+@in_virtual_time
 async def test_two_workers_do_not_both_take_an_errand_up():
     """Proves that of the workers that find an errand due one does it: its parent is written once."""
     store = MemoryStore(exclusive=False)
