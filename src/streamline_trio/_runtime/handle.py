@@ -244,7 +244,7 @@ class RunHandle:
         """Cancel the run; durable when it returns. No-op on a settled run.
 
         A run that no living worker holds is settled at once; a running handler is cancelled and the run settles
-        when it has unwound. With `compensate_on_cancel` what it did is undone first, and cancelling it again changes
+        when it has unwound. With `compensate_on_cancel` what it did is undone first, and to cancel it again changes
         nothing. A run that is compensating because it failed settles as cancelled, and what is not undone by then
         stays so.
         """
