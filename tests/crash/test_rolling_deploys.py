@@ -106,7 +106,8 @@ async def test_a_worker_killed_at_any_instant_of_a_migration_loses_nothing(site,
         async with worker_process(site, deployed=["1.0.0"], **SOON) as first:
             for run_id in run_ids:
                 await engine.start("deployed", run_id=run_id)
-            await until_prepared(ledger, *run_ids)
+            for run_id in run_ids:
+                await first.tells(event="workflow.waiting", run=run_id)
             first.kill()
         for run_id in run_ids:
             await engine.emit(nudge, "go", run=run_id)

@@ -158,7 +158,13 @@ async def test_everything_is_told_by_default():
         "workflow.recovered",
         "workflow.dead_lettered",
         "engine.error",
+        "engine.definition_changed",
         "scheduler.circuit_open",
+        "step.compensated",
+        "workflow.compensated",
+        "workflow.compensating",
+        "workflow.compensation_failed",
+        "workflow.migrated",
     }
     assert expected <= {event.name for event in heard}
 

@@ -53,7 +53,8 @@ class Saga:
             self.calls.append(f"-{ctx.step_id}")
 
         step = self.workflow.add_step(step_id, do)
-        step.compensate(**{"attempts": 1, **options})(undo)
+        settings: dict[str, Any] = {"attempts": 1, **options}
+        step.compensate(**settings)(undo)
 
     async def _fail(self, _ctx: Context) -> None:
         raise ValueError("it cannot be done")

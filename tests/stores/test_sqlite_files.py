@@ -84,8 +84,9 @@ async def test_a_file_of_the_first_schema_is_upgraded(path):
     for due in ([], ["old"]):
         async with opened(path) as store:
             run = await store.load("old")
-            assert [run.id for run in await store.due([Route("w", "1")], 9, 9)] == ["old"]
-            assert [run.id for run in await store.errands(9, 9)] == due
+            assert run is not None
+            assert await store.due([Route("w", "1")], 9, 9) == [run]
+            assert await store.errands(9, 9) == [run] * len(due)
             if not due:
                 assert await store.write([moved(run, errand_at=7)]) == [Applied()]
 

@@ -137,6 +137,6 @@ async def test_it_looks_around_while_it_has_nothing_to_do(thread, looks):
 
 async def test_it_looks_around_now_and_then_while_it_is_busy(thread, looks):
     """Calls that follow each other without a pause do not keep it from looking."""
-    for _ in range(40):
+    for _ in range(40 + 1):  # it looks after a call has been answered
         await thread.run(int)
     assert looks.count >= 40 // 8
