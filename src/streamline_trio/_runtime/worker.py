@@ -224,6 +224,11 @@ class Worker:
         The lock tells whoever looks that the worker is gone, so that the document is not worth waiting for
         longer than `until`, on trio's clock.
         """
+        with trio.move_on_at(until):
+            async with (
+                self._lock
+            ):  # an id that is being retired is first marked dead: its runs go to others at once
+                pass
         worker_id, self._id = self._id, None
         if worker_id is None:
             return

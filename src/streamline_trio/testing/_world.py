@@ -87,6 +87,7 @@ class World:
         self.mistake: ScenarioMistake | None = None
         """What the author of the scenario left out or got wrong; `run` raises it."""
         self._notes: list[_Note] = []
+        self._meddled: set[tuple[str, str]] = set()
         self._nursery: trio.Nursery | None = None
         self._right_time: VirtualClock | None = None
         self._options: dict[str, Any] = {
@@ -237,6 +238,8 @@ class World:
     async def _settle_all(self) -> None:
         """Until every run has settled; the outside helps those that are at rest."""
         for _ in range(_LONGEST_CALM):
+            if self._meddle():
+                await trio.sleep(1)
             left = self._left()
             if self.is_spoilt or (not left and not self.clients.book.watching):
                 return
@@ -249,6 +252,22 @@ class World:
         self.wrong.extend(f"{run.id}: does not settle, and is {run.head.status}" for run in left)
         if not left:
             self.wrong.append("who waits for runs that have settled is not told")
+
+    def _meddle(self) -> bool:
+        """What fails is mostly undone after the faults: once for each run somebody may cancel or retry that."""
+        node = next((node for node in self.nodes if node.state == "open"), None)
+        has_asked = False
+        if node is None:
+            return has_asked
+        for run in map(self.witness.run, list(self.witness.versions)):
+            verb = {"compensating": "cancel", "compensation_failed": "retry"}.get(run.head.status)
+            if verb not in self.scenario.verbs or (run.id, verb) in self._meddled or run.id in self.witness.deleted:
+                continue
+            self._meddled.add((run.id, verb))
+            if self.chooser.one_in(4 if verb == "cancel" else 2):
+                self.clients.ask(node, run.id, verb)
+                has_asked = True
+        return has_asked
 
     def _left(self) -> list[RunDoc]:
         return [run for run in map(self.witness.run, self.witness.versions) if not self._is_over(run)]

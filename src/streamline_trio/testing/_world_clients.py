@@ -32,6 +32,13 @@ REFUSALS = (InvalidState, RunNotFound, StepNotFound, TokenInvalid)
 Payload = tuple[str, bytes]
 
 
+_MEANT_FOR: dict[str, Callable[[RunDoc], bool]] = {
+    "retry": lambda run: run.head.status in {"failed", "compensation_failed"},
+    "cancel": lambda run: run.head.status == "compensating",
+    "reject": lambda run: any(record.is_open and record.approval for record in run.records.values()),
+}
+
+
 class Book:
     """Who asked for what, and what was acknowledged."""
 
@@ -74,7 +81,10 @@ class Clients:
             return
         if not self.book.started:
             return
-        run_id = chooser.one_of(self._known())
+        self.ask(node, chooser.one_of(self._candidates(verb)), verb)
+
+    def ask(self, node: Node, run_id: str, verb: str) -> None:
+        """Begin to ask something of a run."""
         makers: dict[str, Callable[[Node, str], tuple[str, Callable[[], Awaitable[None]]] | None]] = {
             "answer": self._answer,
             "token": self._token,
@@ -91,6 +101,15 @@ class Clients:
         made = makers[verb](node, run_id) if verb in makers else self._plain(node, run_id, verb)
         if made is not None:
             self._ask(node, verb, *made)
+
+    def _candidates(self, verb: str) -> list[str]:
+        """The runs that this may be asked of; often those for which it means something."""
+        is_meant, versions = _MEANT_FOR.get(verb), self.world.witness.versions
+        known = self._known()
+        if is_meant is None:
+            return known
+        fitting = [run_id for run_id in known if run_id in versions and is_meant(versions[run_id][-1])]
+        return fitting if fitting and self.world.chooser.one_in(2) else known
 
     def _known(self) -> list[str]:
         """The runs that were asked for, and those that others have started."""

@@ -152,7 +152,9 @@ class Compositions(ABC):
             self._wrong(f"{ctx.run_id}: a join with policy {policy} gave {result}")
 
     def _compare_status(self, ctx: Context, child: str, status: str) -> None:
-        if status not in self._settled_as(child):
+        settled = self._settled_as(child)
+        # Of one that did not end well and was taken up again since, a join only knows that it did not.
+        if status not in settled and not (status == "failed" and settled - {"done"}):
             self._wrong(f"{ctx.run_id}: was told that its child {child} is {status}, which it never was")
 
     # --- signals and people --------------------------------------------------------------------------------

@@ -19,11 +19,12 @@ class Op(msgspec.Struct, frozen=True):
 
 
 class Undo(msgspec.Struct, frozen=True):
-    """How a step is undone: it fails `flaky` times of `attempts`."""
+    """How a step is undone: it takes some seconds, and fails `flaky` times of `attempts`."""
 
     flaky: int
     attempts: int
     when: str
+    seconds: float
 
 
 class StepProgram(msgspec.Struct, frozen=True):
@@ -136,7 +137,7 @@ _MOST_PARTS = 3
 
 def draw_program(chooser: Chooser, id: str) -> Program:
     """A workflow of one to three steps."""
-    saga = chooser.one_in(3)
+    saga = chooser.one_in(2)
     steps = tuple(_draw_step(chooser, KINDS, saga=saga) for _ in range(1 + chooser.below(3)))
     return Program(
         id,
@@ -157,6 +158,8 @@ def draw_children(chooser: Chooser) -> tuple[Program, Program]:
 
 
 def _draw_step(chooser: Chooser, kinds: Sequence[tuple[str, int]], *, saga: bool) -> StepProgram:
+    if saga and chooser.one_in(3):
+        kinds = (("die", 1), ("flaky", 1), ("effect", 1))
     ops = tuple(_draw_op(chooser, kinds, depth=0) for _ in range(chooser.below(5)))
     attempts = chooser.one_of((3, 2, 1))
     undo = _draw_undo(chooser) if saga and not chooser.one_in(4) else None
@@ -177,6 +180,7 @@ def _draw_undo(chooser: Chooser) -> Undo:
         flaky=chooser.one_of((0, 0, 1, 3)),
         attempts=chooser.one_of((3, 1)),
         when=chooser.one_of(("finished", "finished", "started")),
+        seconds=chooser.one_of((0.2, 3.0, 12.0)),
     )
 
 

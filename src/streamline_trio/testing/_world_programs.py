@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import trio
 
 from streamline_trio import Approved, Guard, Middleware
 from streamline_trio._core.definition import Workflow
@@ -125,6 +126,7 @@ class Programs(Operations, Misuses, Compositions, Scenario):
 
     def _add_undo(self, step: Any, undo: Undo) -> None:
         async def handler(ctx: Context) -> None:
+            await trio.sleep(undo.seconds)
             if ctx.attempt <= undo.flaky:
                 raise Flaky(f"undoing {ctx.step_id} fails, attempt {ctx.attempt}")
             if not is_gone(ctx):
