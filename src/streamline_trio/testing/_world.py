@@ -293,6 +293,8 @@ class World:
         waits = [record for record in clients.open_waits(run.id) if record.kind in {"human", "signal"}]
         if run.head.paused:
             await handle.unpause()
+        elif waits and waits[0].approval and "reject" in self.scenario.verbs and self.chooser.one_in(3):
+            self.clients.ask(node, run.id, "reject")
         elif waits and waits[0].kind == "human":
             value = clients.draw_answer(run.id, waits[0])
             with clients.asked(f"answer {run.id} with {value!r}"):
