@@ -92,12 +92,14 @@ class Programs(Operations, Misuses, Compositions, Scenario):
     # --- handlers ------------------------------------------------------------------------------------------
 
     def _workflow(self, program: Program) -> Workflow[Any, Any]:
-        watched: dict[str, Any] = {"guards": (Guard(before=_allow),), "middleware": (_Grumbler(),)}
+        watched: dict[str, Any] = {}
+        if program.is_watched:
+            watched = {"guards": (Guard(before=_allow),), "middleware": (_Grumbler(),)}
         workflow: Workflow[Any, Any] = Workflow(
             program.id,
             timeout=program.timeout,
             compensate_on_cancel=program.undoes_cancelled,
-            **(watched if program.is_watched else {}),
+            **watched,
         )
         for number, step in enumerate(program.steps):
             self._add(workflow, program, number, step)
