@@ -4,6 +4,7 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -12,13 +13,15 @@ from streamline_trio import (
     InvalidState,
     MemoryStore,
     Next,
+    Run,
     Signal,
     StepContext,
     ValidationError,
     Workflow,
     open_engine,
 )
-from tests.scenarios.worlds import in_virtual_time, one_step, settled
+from streamline_trio.testing import WrappedStore, crash
+from tests.scenarios.worlds import idle, in_virtual_time, one_step, settled
 
 Ctx = StepContext[Any, Any]
 news = Signal("news", int)
@@ -188,3 +191,72 @@ async def test_what_makes_no_sense_is_refused(call):
     run = await settled(one_step(step))
     assert run.error is not None
     assert run.error.code == ValidationError.code
+
+
+@in_virtual_time
+async def test_a_compensation_that_is_retried_much_later_emits_nothing_again():
+    """Proves that what a failed compensation has emitted is not emitted again by `retry`, however late."""
+    broken, ears = [True], listener(2)
+    workflow: Workflow[Any, Any] = Workflow("flow")
+
+    @workflow.step
+    async def pay(_ctx: Ctx) -> None: ...
+
+    @pay.compensate(attempts=1)
+    async def refund(ctx: Ctx) -> None:
+        await ctx.emit(news, 1, run="ear")
+        if broken:
+            raise ValueError
+
+    @workflow.step(attempts=1)
+    async def ship(_ctx: Ctx) -> None:
+        raise ValueError
+
+    async with open_engine("memory:", ears, workflow) as engine:
+        ear = await engine.start(ears, None, run_id="ear")
+        handle = await engine.start(workflow, None)
+        assert (await handle.wait()).status == "compensation_failed"
+        await trio.sleep(2 * 86_400)
+        for number in range(64):  # so many that the ear forgets the ids of the day before
+            await engine.emit("noise", number, run="ear", id=str(number))
+        broken.clear()
+        await handle.retry()
+        assert (await handle.wait()).status == "compensated"
+        await engine.emit(news, 2, run="ear")
+        assert await ear.result() == [1, 2]
+
+
+class Stuck(WrappedStore):
+    """Never writes what a step keeps of its emissions."""
+
+    async def around(self, name: str, args: tuple[Any, ...], act: Any) -> Any:
+        if name == "write" and any(getattr(write, "after", None) and write.after.pieces for write in args[0]):
+            await trio.sleep_forever()
+        return await act()
+
+
+@in_virtual_time
+async def test_a_signal_sent_before_a_migration_is_known_by_the_renamed_step():
+    """Proves that a signal whose sending was not noted goes out under the same id when the step is renamed."""
+    store, ears = MemoryStore(), listener(2)
+
+    async def step(ctx: Ctx) -> None:
+        await ctx.emit(news, 1, run="ear")
+
+    def rename(run: Run) -> Run:
+        return msgspec.structs.replace(run, version="2.0.0", steps={"new": run.steps["old"]}, current_step="new")
+
+    old: Workflow[Any, Any] = Workflow("flow")
+    old.add_step("old", step)
+    new: Workflow[Any, Any] = Workflow("flow", version="2.0.0", migrate=rename)
+    new.add_step("new", step)
+    async with open_engine(store, ears) as engine:
+        ear = await engine.start(ears, None, run_id="ear")
+        async with open_engine(Stuck(store), old) as doomed:
+            handle = await doomed.start(old, None)
+            await idle()
+            await crash(doomed)
+        async with open_engine(store, new):
+            assert (await engine.run(handle.id).wait()).version == "2.0.0"
+        await engine.emit(news, 2, run="ear")
+        assert await ear.result() == [1, 2]

@@ -12,6 +12,7 @@ from streamline_trio import (
     InvalidState,
     JoinFailed,
     JoinResult,
+    MemoryStore,
     NonRetriable,
     RunFailed,
     StepContext,
@@ -324,3 +325,61 @@ async def test_a_result_is_replayed_as_it_was():
     async with open_engine("memory:", parent, work) as engine:
         await (await engine.start(parent)).wait(1000)
     assert [brief(result) for result in seen] == [("race", True, {"a": 10})] * 3 + [("all", True, {"c": 30})]
+
+
+@in_virtual_time
+async def test_branches_that_a_retry_reads_are_not_deleted():
+    """Proves that `delete` leaves the branches of a failed run that has their outputs still to read."""
+    outputs = list[Any]()
+
+    async def step(ctx: Context) -> None:
+        result = await ctx.join({"a": branch(1, 1), "b": branch(1, 2)})
+        outputs.append([found.output for found in result.branches.values()])
+        if len(outputs) == 1:
+            raise ValueError("once")
+
+    parent = one_step(step, attempts=1)
+    async with open_engine("memory:", parent, work) as engine:
+        run = await engine.start(parent)
+        assert (await run.wait()).status == "failed"
+        assert await engine.delete(workflow="work") == 0
+        await run.retry()
+        assert (await run.wait()).status == "done"
+        assert outputs == [[10, 20]] * 2
+        outputs.clear()
+        await (await engine.start(parent)).wait()
+        assert await engine.delete(status="failed") == 1
+        assert await engine.delete() == 5, "with its parent a branch may go"
+
+
+@in_virtual_time
+async def test_failed_parents_go_with_their_branches():
+    """Proves that one call of `delete` takes a failed run and the branches that only it kept."""
+
+    async def step(ctx: Context) -> None:
+        await ctx.join({"a": branch(1, 1)})
+        raise ValueError
+
+    parent = one_step(step, attempts=1)
+    async with open_engine("memory:", parent, work) as engine:
+        await (await engine.start(parent)).wait()
+        assert await engine.delete() == 2
+
+
+@in_virtual_time
+async def test_losers_that_are_kept_outlive_their_parent():
+    """Proves that a loser that has not begun yet goes on also when its parent is done and was deleted."""
+    idle_work: Workflow[Any, Any] = Workflow("idle-work")
+    idle_work.add_step("rest", _rest)
+    branches = {"fast": branch(1, 1), "late": Branch(idle_work)}
+    parent = joining(branches, [], "race", cancel_losers=False)
+    store = MemoryStore()
+    async with open_engine(store, parent, work) as engine:
+        await (await engine.start(parent)).wait()
+        (late,) = (await engine.find(workflow="idle-work")).items
+        assert await engine.delete(workflow="flow") == 1
+    async with open_engine(store, idle_work) as engine:
+        assert (await engine.run(late.id).wait(10)).status == "done"
+
+
+async def _rest(_ctx: Context) -> None: ...

@@ -6,11 +6,19 @@ from typing import Any
 
 import trio
 
-from streamline_trio import MemoryStore, StepContext, open_engine
+from streamline_trio import Branch, MemoryStore, StepContext, Workflow, open_engine
 from streamline_trio.testing import crash
 from tests.scenarios.worlds import at_rest, idle, in_virtual_time, one_step
 
 Ctx = StepContext[Any, Any]
+
+_TURNS = 40
+
+
+async def _rest(_ctx: Ctx) -> None: ...
+
+
+async def _pass() -> None: ...
 
 
 @in_virtual_time
@@ -143,3 +151,60 @@ async def test_a_finished_key_leaves_no_record_behind():
         assert document is not None
         assert (document.records, [*document.pieces]) == ({}, ["scatter#0:turns"])
         assert (await handle.wait()).status == "done"
+
+
+@in_virtual_time
+async def test_an_answer_that_comes_when_the_last_key_ends_calls_its_key():
+    """Proves that no instant is lost between the end of the last running key and the write that parks the step."""
+    answered = list[float]()
+
+    async def step(ctx: Ctx) -> None:
+        async def asks() -> None:
+            await ctx.wait("?", name="ask")
+            answered.append(trio.current_time())
+
+        async def rests() -> None:
+            await ctx.sleep(1000)
+
+        async def works() -> None:
+            await trio.sleep(5)
+
+        await ctx.scatter({"asks": asks, "rests": rests, "works": works})
+
+    async with open_engine("memory:", workflow := one_step(step)) as engine:
+        for turns in range(_TURNS):
+            began = trio.current_time()
+            run = await engine.start(workflow)
+            await trio.sleep_until(began + 5)
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            await run.resume("yes", wait="scatter#0:asks/=ask")
+            await trio.sleep(1)
+            assert answered.pop() < began + 6, f"after {turns} turns"
+            await run.cancel()
+
+
+@in_virtual_time
+async def test_a_join_whose_next_branch_may_start_when_the_last_key_ends_is_kept():
+    """Proves that a join with `concurrency` that may go on just when its step parks starts no branch twice."""
+    small: Workflow[Any, Any] = Workflow("small")
+    small.add_step("small", _rest)
+
+    async def step(ctx: Ctx) -> None:
+        async def joins() -> None:
+            await ctx.join({str(number): Branch(small) for number in range(3)}, concurrency=1)
+
+        async def loops() -> None:
+            for _ in range(2):
+                await ctx.child(small)
+
+        async def sleeps() -> None:
+            await ctx.sleep(30)
+
+        await ctx.scatter({"joins": joins, "loops": loops, "sleeps": sleeps, "ends": _pass})
+
+    async with open_engine("memory:", workflow := one_step(step), small) as engine:
+        for _ in range(_TURNS):
+            run = await engine.start(workflow)
+            await run.wait()
+            assert await engine.count(parent=run) == 5

@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from streamline_trio import DefinitionError, MemoryStore, Run, Signal, StepContext, Workflow, open_engine
+from streamline_trio.store import Insert
 from streamline_trio.testing import crash
 from tests.scenarios.versioned import Context, State, asking, parked_on, replace, unchanged, version
 from tests.scenarios.worlds import at_rest, idle, in_virtual_time, passing, statuses
@@ -403,3 +404,30 @@ def test_migrate_is_a_function_of_a_run():
         with pytest.raises(DefinitionError, match="option 'migrate': must be a function of a run") as caught:
             version("2.0.0", migrate=wrong)
         assert caught.value.meta["option"] == "migrate"
+
+
+@in_virtual_time
+async def test_a_child_that_nobody_waits_for_is_not_begun_by_another_version():
+    """Proves that a child stored after its parent was cancelled is not begun by who would take it over."""
+    store, calls = MemoryStore(), list[str]()
+    old, new = version("1.0.0"), version("2.0.0", migrate=unchanged)
+    passing(old, "work")
+    passing(new, "work", calls=calls)
+    parent: Workflow[Any, Any] = Workflow("parent")
+
+    @parent.step
+    async def delegate(ctx: Context) -> Any:
+        return await ctx.child(old)
+
+    async with open_engine(store, parent) as engine:
+        run = await engine.start(parent)
+        await idle()
+        (child,) = (await engine.find(workflow="flow")).items
+        stored = await store.load(child.id)
+        await run.cancel()
+    assert stored is not None
+    late = replace(stored, origin=replace(stored.origin, id="late"))
+    await store.write([Insert(late)])
+    async with open_engine(store, parent, new) as engine:
+        assert (await engine.run("late").wait()).status == "cancelled"
+    assert calls == []

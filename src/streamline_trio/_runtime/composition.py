@@ -146,8 +146,8 @@ class Composition(Waits):
         return f"compensate/{escape(self._step.id)}/" if self._driver.is_undoing else ""
 
     def _emission_id(self, path: str) -> str:
-        generation = self._driver.run.step(self._step.id).generation
-        told = f"{self.run_id}\n{self._step.id}\n{generation}\n{path}"
+        step = self._driver.run.step(self._step.id)
+        told = f"{self.run_id}\n{step.keyed or self._step.id}\n{step.generation}\n{path}"
         return sha256(told.encode()).hexdigest()
 
     def _pieces(self) -> Pieces:

@@ -182,8 +182,8 @@ class Engine:
     async def delete(self, **filters: Unpack[RunFilters]) -> int:
         """Delete the settled runs that match all filters, with everything stored of them; how many.
 
-        Children of a run that has not settled are left, since it may still read them, and so are runs that have
-        yet to tell others of their end.
+        Children of a run that has not settled, or has failed after joining them and may be retried, are left, since
+        it may still read them, and so are runs that have yet to tell others of their end.
         """
         query = query_of(filters)
         wanted = tuple(status for status in (query.status or sorted(SETTLED)) if status in SETTLED)
@@ -194,9 +194,14 @@ class Engine:
         cursor: str | None = None
         while True:
             runs = await self._page(query, "created_at", _DELETED_AT_ONCE, cursor)
-            for run in await deletable(self._machinery.services, runs[:_DELETED_AT_ONCE]):
-                verdict = await self._machinery.services.committer.submit(Delete(run.origin.id, run.head.revision))
-                deleted += isinstance(verdict, Applied)
+            left = runs[:_DELETED_AT_ONCE]
+            while found := await deletable(self._machinery.services, left):
+                for run in found:
+                    verdict = await self._machinery.services.committer.submit(Delete(run.id, run.head.revision))
+                    deleted += isinstance(verdict, Applied)
+                # With their parents gone, nobody needs the children any more.
+                gone = {run.id for run in found}
+                left = [run for run in left if run.id not in gone]
             if len(runs) <= _DELETED_AT_ONCE:
                 return deleted
             cursor = cursor_after(runs[_DELETED_AT_ONCE - 1], "created_at")

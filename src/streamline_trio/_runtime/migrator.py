@@ -21,12 +21,13 @@ from streamline_trio._core.decide import Decision, decide
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import InvalidState, StoreUnavailable, VersionMismatch
-from streamline_trio._core.happenings import Migrated
+from streamline_trio._core.happenings import CancelAsked, Migrated
 from streamline_trio._core.store import Applied, Corrupt, Route, Update
 from streamline_trio._runtime.claimer import Claimer
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.crew import Crew
 from streamline_trio._runtime.migration import ask_migrate, is_migratable
+from streamline_trio._runtime.orphans import orphans_among
 from streamline_trio._runtime.registry import Registry, stored_plans
 from streamline_trio._runtime.services import Services
 from streamline_trio._runtime.worker import Worker
@@ -176,8 +177,11 @@ class Migrator:
             await self._commit(run, decision, workflow)
 
     async def _decide(self, run: RunDoc, workflow: Workflow[Any, Any]) -> Decision | None:
-        """The claim, decided; None if there is no id to claim under."""
+        """The claim, decided, or the end of a child that nobody wants; None if there is no id to claim under."""
         services, origin = self._services, run.origin
+        for reason in (await orphans_among(services, [run])).values():
+            orphaned = CancelAsked(reason=reason)
+            return decide(run, orphaned, workflow.plan, services.clock.now(), services.chance.commit_id())
         key = origin.workflow, run.head.version, run.head.fingerprint
         plan = await services.read(lambda: self._registry.stored_plan(services.store, *key))
         happening: Migrated | None = None

@@ -41,7 +41,17 @@ def _is_needed(parent: Parent | None, parents: dict[str, RunDoc | None]) -> bool
     if parent.run not in parents:
         return True  # it cannot be read
     known = parents[parent.run]
-    return known is not None and known.head.status not in SETTLED
+    if known is None:
+        return False
+    return known.head.status not in SETTLED or _is_kept_for_retry(parent, known)
+
+
+def _is_kept_for_retry(parent: Parent, known: RunDoc) -> bool:
+    """Whether a failed run has a join that is over, whose outputs are read from its branches when it is retried."""
+    record = known.records.get(parent.key)
+    return (
+        record is not None and record.kind == "join" and record.group == parent.group and record.outcome == "value"
+    )
 
 
 def _parent_of_draft(run: RunDoc) -> Parent | None:
@@ -67,7 +77,7 @@ def _reason(asked: Parent, parent: RunDoc | None) -> str | None:
     """Why the child is not wanted any more, if it is not."""
     name = f"its parent, run {asked.run},"
     if parent is None:
-        return f"{name} is gone"
+        return None if asked.detached else f"{name} is gone"
     if parent.head.status == "cancelled" or parent.head.cancel_requested:
         return f"{name} is cancelled"
     if asked.detached:

@@ -83,6 +83,7 @@ class Scatter:
         self._due: list[tuple[int, str]] = []
         self._failures: list[tuple[Key, BaseException]] = []
         self._changed = trio.Event()
+        self._is_conducted = False
 
     async def run(self) -> dict[str, Any]:
         """The results, in order; raises the first failure, or unwinds the calling strand."""
@@ -155,6 +156,7 @@ class Scatter:
             self._changed = trio.Event()
             await self._fill(nursery)
             if not self._running:
+                self._is_conducted = True
                 return
             if self._unopened:
                 await _let_others_run()
@@ -289,9 +291,12 @@ class Scatter:
                 heapq.heappush(self._due, (record.due_at, name))
 
     def resolved(self, key: str) -> None:
-        """One of the records has its outcome: the key that waited is called again, unless another has failed."""
+        """One of the records has its outcome: the key that waited is called again, unless another has failed.
+
+        Once no key runs any more it stays parked: the write that parks the step sees that it can go on.
+        """
         sleeper = self._asleep.get(key)
-        if sleeper is None or self._failures:
+        if sleeper is None or self._failures or self._is_conducted:
             return
         for name in _parking(sleeper).kept:
             self._asleep.pop(name, None)

@@ -93,8 +93,9 @@ class Programs(Operations, Misuses, Compositions, Scenario):
     # --- handlers ------------------------------------------------------------------------------------------
 
     def _workflow(self, program: Program) -> Workflow[Any, Any]:
-        hooks: dict[str, Any] = {"guards": (Guard(before=_allow),), "middleware": (_Grumbler(),)}
-        watched: dict[str, Any] = hooks if program.is_watched else {}
+        watched: dict[str, Any] = {}
+        if program.is_watched:
+            watched = {"guards": (Guard(before=_allow),), "middleware": (_Grumbler(),)}
         workflow: Workflow[Any, Any] = Workflow(
             program.id,
             timeout=program.timeout,

@@ -405,7 +405,7 @@ class Turn:
         self.lease = None
         self.paused = False
         self.change(ended_at=self.now, attention=False, ready_at=None, pause_reason=None, retried=False)
-        self.drop_records(keep_outcomes=status == "failed")
+        self.drop_records(keep_outcomes=status in {"failed", "compensation_failed"})
 
     # --- the result ----------------------------------------------------------------------------------------
 
