@@ -19,6 +19,7 @@ from streamline_trio._core.happenings import (
     Finished,
     Happening,
     Held,
+    LeaseLapsed,
     Retried,
     Rewound,
     SignalArrived,
@@ -144,7 +145,7 @@ class Model:
             limit = self.plan.compensations[happening.step].retry.attempts
             if not before.head.cancel_requested and (failures >= limit or not happening.retriable):
                 self.not_undone.append(self.undo.pop(0))
-        elif isinstance(happening, Claimed) and before.head.status == "compensating" and self.undo:
+        elif isinstance(happening, Claimed | LeaseLapsed) and before.head.status == "compensating" and self.undo:
             given_up = after.step(self.undo[0]).compensation
             if given_up is not None and given_up.status == "failed":
                 assert given_up.error is not None
