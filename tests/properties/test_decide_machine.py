@@ -692,14 +692,15 @@ class OneRun(RuleBasedStateMachine):
     def somebody_forks_it(self, step: str) -> None:
         request = ForkRequest(from_step=step, id="r2", start_id=5)
         known = any(planned.id == step for planned in self.plan.steps)
-        allowed = known and self.run.head.status != "draft" and self._has_reached(step)
+        before = {planned.id for planned in self.plan.steps[: self.plan.index(step)]} if known else set[str]()
+        undone = any(self.run.step(each).compensation is not None for each in before)
+        allowed = known and self.run.head.status != "draft" and self._has_reached(step) and not undone
         if not allowed:
             with pytest.raises(InvalidState if known else StepNotFound):
                 fork(self.run, request, self.plan, self.now)
             return
         forked = fork(self.run, request, self.plan, self.now).run
         check_state(forked, self.plan)
-        before = {planned.id for planned in self.plan.steps[: self.plan.index(step)]}
         assert set(forked.steps) == {
             each for each, doc in self.run.steps.items() if each in before and doc.status in {"done", "skipped"}
         }
@@ -709,6 +710,9 @@ class OneRun(RuleBasedStateMachine):
             assert [event.name for event in begun.events] == ["workflow.started", "step.started"]
             assert (begun.run.head.current_step, begun.run.step(step).attempts) == (step, 1)
         self._settles(forked, self.now)
+        cancelled = decide(forked, CancelAsked(reason=None), self.plan, self.now).run
+        assert cancelled.head.status in {"cancelled", "compensating"}
+        self._settles(cancelled, self.now)
 
     @precondition(lambda self: self.run.head.status in {"cancelled", "compensated"})
     @rule(draft=drafts)

@@ -76,6 +76,47 @@ async def test_a_guard_that_does_not_allow(answer, told):
     assert "budget" in run.error.message
 
 
+class Unprintable:
+    """An answer that says nothing of itself."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("nobody knows")
+
+
+class Stopped(BaseException):
+    """No `Exception`, as the cancellations of other frameworks are."""
+
+
+class Unknown(Unprintable, Exception):
+    """An error that says nothing of itself."""
+
+
+def _stops(_call: GuardCall) -> bool:
+    raise Stopped("the budget service is down")
+
+
+def _raises_unknown(_call: GuardCall) -> bool:
+    raise Unknown
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda _: Unprintable(), "answered <Unprintable>"),
+        (_raises_unknown, "raised <Unknown>"),
+        (_stops, "the budget service is down"),
+    ],
+)
+@in_virtual_time
+async def test_a_guard_that_answers_strange_things(answer, told):
+    """Proves that an answer or error that cannot be printed, or is no `Exception`, refuses as any other does."""
+    run = await settled(one_guarded(Guard(before=answer, name="budget"), attempts=3))
+    assert (run.status, run.steps["step"].attempts) == ("failed", 1)
+    assert run.error is not None
+    assert run.error.code == "workflow.guard_refused"
+    assert told in run.error.message
+
+
 async def _allows_later(_call: GuardCall) -> None:
     await trio.sleep(1)
 

@@ -1,5 +1,6 @@
 """Middleware: it is told what steps do, in order, and whatever it does never reaches them (S437 to S439)."""
 
+from collections import Counter
 from typing import Any, cast
 
 import pytest
@@ -8,6 +9,7 @@ import trio
 from streamline_trio import (
     DefinitionError,
     EngineError,
+    Guard,
     MemoryStore,
     Middleware,
     StepContext,
@@ -135,6 +137,33 @@ async def _raise_later(*_: object) -> None:
     raise ExceptionGroup("broken", [RuntimeError("a broken hook")])
 
 
+class Unprintable(Exception):
+    """Says nothing of itself, as an error of a driver whose connection is gone."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("nobody knows")
+
+    __repr__ = __str__
+
+
+def _raise_unprintable(*_: object) -> None:
+    raise Unprintable
+
+
+class Stopped(BaseException):
+    """No `Exception`, as the cancellations of other frameworks are."""
+
+
+async def _raise_no_exception(*_: object) -> None:
+    await trio.lowlevel.checkpoint()
+    raise Stopped("a broken hook")
+
+
+async def _raise_a_group(*_: object) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_raise_no_exception)
+
+
 async def _suspend(ctx: Context, *_: object) -> None:
     await ctx.sleep(5)
 
@@ -177,6 +206,29 @@ async def test_a_broken_middleware(hook):
     assert len(errors) == len(notes)
     assert {error.context for error in errors} == {"middleware"}
     assert {error.run_id for error in errors} == {run.id}
+
+
+@pytest.mark.parametrize("hook", [_raise_unprintable, _raise_no_exception, _raise_a_group])
+@in_virtual_time
+async def test_a_middleware_that_raises_strange_things(hook):
+    """Proves that an error that cannot be printed, or is no `Exception`, ends neither the step nor the engine."""
+    broken = Middleware(before_step=hook, after_step=hook, on_step_error=hook, on_wait=hook)
+    flow: Workflow[Any, Any] = Workflow("flow", middleware=[broken], guards=[Guard(after=hook)])
+
+    @flow.step(attempts=2, retry_delay=0)
+    async def one(ctx: Context) -> int:
+        await ctx.sleep(1)
+        if ctx.attempt == 1:
+            raise OSError("once")
+        return 1
+
+    async with open_engine("memory:", flow) as engine:
+        errors: list[EngineError] = []
+        engine.on("engine.error", errors.append)
+        run = await (await engine.start(flow)).wait()
+        await idle()
+    assert (run.status, run.steps["one"].output, run.steps["one"].attempts) == ("done", 1, 2)
+    assert Counter(error.context for error in errors) == {"middleware": 6, "guard": 2}
 
 
 @pytest.mark.parametrize("name", ["before_step", "after_step", "on_step_error", "on_wait"])

@@ -832,6 +832,27 @@ async def test_a_draft_that_is_cancelled_has_nothing_to_undo() -> None:
 
 
 @in_virtual_time
+async def test_cancelling_a_fork_that_has_not_begun() -> None:
+    """Proves that a fork is undone as far as it came, also if it is cancelled before a worker has begun it."""
+    saga, store = Saga("a", fails=False, compensate_on_cancel=True), MemoryStore()
+
+    @saga.workflow.step
+    async def ask(ctx: Context) -> None:
+        await ctx.wait("go?")
+
+    async with open_engine(store, saga.workflow) as engine:
+        handle = await engine.start(saga.workflow)
+        await idle()
+    async with open_engine(store, worker=False) as client:
+        fork = await client.run(handle.id).fork("ask")
+        await fork.cancel("a mistake")
+        assert (await fork.get()).status == "compensating"
+    async with open_engine(store, saga.workflow) as engine:
+        ended = await engine.run(fork.id).wait()
+    assert (ended.status, ended.cancel_reason, saga.calls) == ("compensated", "a mistake", ["a", "-a"])
+
+
+@in_virtual_time
 async def test_a_result_that_comes_after_the_cancellation_is_kept_and_undone() -> None:
     """Proves that a step which ends in spite of the cancellation is done, and is the first to be undone."""
     saga = Saga("a", fails=False, compensate_on_cancel=True)

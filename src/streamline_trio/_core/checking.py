@@ -32,6 +32,15 @@ def storable_text(value: object, longest: int) -> str:
     return text if _is_encodable(text) else text.encode("utf-8", "backslashreplace").decode()
 
 
+def storable_repr(value: object, longest: int) -> str:
+    """As `storable_text`, of the value as code would write it."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a foreign __repr__ may fail in any way
+        text = f"<{type(value).__name__}>"
+    return storable_text(text, longest)
+
+
 def _is_encodable(text: str) -> bool:
     """Lone surrogates, as in file names that are no UTF-8, cannot be encoded."""
     if text.isascii():

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from streamline_trio._core.checking import is_text, storable_text
+from streamline_trio._core.checking import is_text, storable_repr
 from streamline_trio._core.errors import GuardRefused
 from streamline_trio._core.hooks import GuardHooks, passive
-from streamline_trio._runtime.middleware import observe
+from streamline_trio._runtime.middleware import must_pass, observe
 
 if TYPE_CHECKING:
     from streamline_trio._runtime.context import StepContext
@@ -111,8 +111,10 @@ class Guarding:
             answer = before(self._call)
             if inspect.isawaitable(answer):
                 answer = await answer
-        except Exception as error:
-            raise self._refused(guard, f"it raised {storable_text(repr(error), _LONGEST_REASON)}") from error
+        except BaseException as error:
+            if must_pass(error):
+                raise
+            raise self._refused(guard, f"it raised {storable_repr(error, _LONGEST_REASON)}") from error
         if answer is not True and answer is not None:
             raise self._refused(guard, _reason(answer))
 
@@ -166,6 +168,4 @@ async def guarded(
 def _reason(answer: object) -> str:
     if is_text(answer, _LONGEST_REASON):
         return str(answer)
-    return (
-        "no reason was given" if answer is False else f"it answered {storable_text(repr(answer), _LONGEST_REASON)}"
-    )
+    return "no reason was given" if answer is False else f"it answered {storable_repr(answer, _LONGEST_REASON)}"

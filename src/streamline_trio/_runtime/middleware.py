@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from streamline_trio._core import payload
+from streamline_trio._core.checking import storable_repr
 from streamline_trio._core.happenings import AttemptFailed, Finished, Happening, Suspended
 from streamline_trio._core.hooks import Hook, passive
 from streamline_trio._runtime.snapshot import WaitState, wait_state
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 HOOK_LIMIT = 5.0
 """After so many seconds a hook is cancelled: it must not hold a step."""
+
+_LONGEST_NAME = 200
 
 
 class Middleware:
@@ -73,11 +76,20 @@ async def observe(driver: Driver, context: str, hook: Hook, call: Callable[[], A
             waiting = call()
             if inspect.isawaitable(waiting):
                 await waiting
-        except Exception as error:  # noqa: BLE001 - it observes: nothing it does reaches the step
+        except BaseException as error:
+            if must_pass(error):
+                raise
             driver.services.report(context, error, driver.run)
     if scope.cancelled_caught:
-        late = TimeoutError(f"{hook!r} did not return within {HOOK_LIMIT:g} s")
+        late = TimeoutError(f"{storable_repr(hook, _LONGEST_NAME)} did not return within {HOOK_LIMIT:g} s")
         driver.services.report(context, late, driver.run)
+
+
+def must_pass(error: BaseException) -> bool:
+    """Whether it is no failure of a hook: a cancellation, or that somebody wants the process to end."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(must_pass(member) for member in error.exceptions)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType, reportUnknownArgumentType] - a group of any errors
+    return isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit, trio.Cancelled))
 
 
 async def tell_entry(driver: Driver, ctx: StepContext[Any, Any, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from streamline_trio._core.checking import storable_repr
 from streamline_trio._core.decide import Decision
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import StoreUnavailable
@@ -26,6 +27,7 @@ T = TypeVar("T")
 
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 1.0
+_LONGEST_ERROR = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,8 @@ class Services:
 
     def report(self, context: str, error: BaseException, run: RunDoc | None = None) -> None:
         """Something went wrong that no caller is told of."""
-        self.logger.error("%s: %r", context, error, exc_info=error)
+        text = storable_repr(error, _LONGEST_ERROR)
+        self.logger.error("%s: %s", context, text, exc_info=error)
         origin = None if run is None else run.origin
         event = EngineError(
             run_id="" if origin is None else origin.id,
@@ -104,6 +107,6 @@ class Services:
             tenant=None if origin is None else origin.tenant,
             at_millis=self.clock.now(),
             context=context,
-            error=repr(error),
+            error=text,
         )
         self.publisher.publish((event,))
