@@ -383,3 +383,34 @@ async def test_losers_that_are_kept_outlive_their_parent():
 
 
 async def _rest(_ctx: Context) -> None: ...
+
+
+@in_virtual_time
+async def test_a_branch_that_is_rewound_after_the_join_is_missed() -> None:
+    """Proves that a step which is called again after its join never sees None in place of what a branch gave."""
+    branch = one_step(_late)
+    seen: list[Any] = []
+    parent: Workflow[Any, Any] = Workflow("reader")
+
+    @parent.step(attempts=1)
+    async def read(ctx: Context) -> None:
+        joined = await ctx.join({"a": Branch(branch, 1)})
+        seen.append(joined.branches["a"].output)
+        await ctx.wait("go?")
+
+    async with open_engine("memory:", branch, parent) as engine:
+        handle = await engine.start(parent)
+        await trio.sleep(20)
+        (child,) = (await engine.find(parent=handle)).items
+        await engine.run(child.id).rewind("step")
+        await handle.resume("x")
+        ended = await handle.wait()
+    assert seen == [1]
+    assert ended.error is not None
+    assert ended.error.code == "workflow.output_missing"
+
+
+async def _late(ctx: Context) -> int:
+    await ctx.sleep(10)
+    number: int = ctx.input
+    return number

@@ -833,7 +833,7 @@ async def test_a_draft_that_is_cancelled_has_nothing_to_undo() -> None:
 
 @in_virtual_time
 async def test_cancelling_a_fork_that_has_not_begun() -> None:
-    """Proves that a fork is undone as far as it came, also if it is cancelled before a worker has begun it."""
+    """Proves that a fork can be cancelled before it begins, and that it does not undo what another run did."""
     saga, store = Saga("a", fails=False, compensate_on_cancel=True), MemoryStore()
 
     @saga.workflow.step
@@ -846,10 +846,51 @@ async def test_cancelling_a_fork_that_has_not_begun() -> None:
     async with open_engine(store, worker=False) as client:
         fork = await client.run(handle.id).fork("ask")
         await fork.cancel("a mistake")
-        assert (await fork.get()).status == "compensating"
+        assert (await fork.get()).status == "cancelled"
+    assert saga.calls == ["a"]
+
+
+@in_virtual_time
+async def test_a_fork_undoes_only_what_it_did_itself() -> None:
+    """Proves that one charge is not refunded twice: steps that a fork has copied are the first run's to undo."""
+    saga = Saga("a", "b", fails=False, compensate_on_cancel=True)
+
+    @saga.workflow.step
+    async def ask(ctx: Context) -> None:
+        await ctx.wait("go?")
+
+    async with open_engine("memory:", saga.workflow) as engine:
+        handle = await engine.start(saga.workflow)
+        await idle()
+        fork = await handle.fork("b")
+        await idle()
+        await fork.cancel("the fork")
+        assert (await fork.wait()).status == "compensated"
+        assert saga.calls == ["a", "b", "b", "-b"]
+        await handle.cancel("the first")
+        assert (await handle.wait()).status == "compensated"
+    assert saga.calls == ["a", "b", "b", "-b", "-b", "-a"]
+
+
+@in_virtual_time
+async def test_what_the_code_can_no_longer_undo_is_not_told_to_be_undone() -> None:
+    """Proves that a run whose definition lost a step that had been done, and could be undone, ends as a failure."""
+    store = MemoryStore()
+    saga = cancelled_saga("a", "b")
     async with open_engine(store, saga.workflow) as engine:
-        ended = await engine.run(fork.id).wait()
-    assert (ended.status, ended.cancel_reason, saga.calls) == ("compensated", "a mistake", ["a", "-a"])
+        handle = await engine.start(saga.workflow, "park")
+        await idle()
+    shorter = cancelled_saga("a")
+    async with open_engine(store, shorter.workflow) as engine:
+        await engine.run(handle.id).cancel("not wanted")
+        ended = await engine.run(handle.id).wait()
+    assert ended.status == "compensation_failed"
+    assert ended.compensation == RunCompensation(steps={"b": "failed", "a": "done"})
+    state = ended.steps["b"].compensation
+    assert state is not None
+    assert state.error is not None
+    assert state.error.code == "workflow.version_mismatch"
+    assert shorter.calls == ["-a"]
 
 
 @in_virtual_time

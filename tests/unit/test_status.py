@@ -19,7 +19,7 @@ from streamline_trio._core.status import (
 from tests.unit.story import Story
 
 RUN_MOVES = {
-    "draft": "running failed cancelled compensating",
+    "draft": "running failed cancelled",
     "running": "waiting done failed cancelled compensating",
     "waiting": "running failed cancelled compensating",
     "done": "running",
@@ -53,8 +53,7 @@ def test_run_moves(source, target):
     """S030: exactly the moves of the table are allowed.
 
     Stricter or wider than the original where our design says so: a draft and a parked run may fail (by the run's
-    own deadline), compensating has no move to itself, a compensation that failed can be retried, and a fork that
-    is cancelled before it begins can be undone.
+    own deadline), compensating has no move to itself, and a compensation that failed can be retried.
     """
     assert is_allowed(check_run_transition, "r", source, target) == (target in RUN_MOVES[source].split())
 

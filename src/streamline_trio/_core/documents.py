@@ -110,7 +110,8 @@ class StepDoc(Doc, frozen=True, kw_only=True):
 
     `attempts` counts calls of the handler, `failures` those that failed: only failures exhaust the limit.
     `generation` grows by each goto and rewind over the step, `position` orders finished steps. `keyed` is the id
-    that its idempotency keys are made of, if a migration has renamed it since it began.
+    that its idempotency keys are made of, if a migration has renamed it since it began. `undoable`: there was a
+    compensation of it when it began; `copied`: another run did it, of which this one is a fork.
     """
 
     status: StepStatus = "pending"
@@ -131,6 +132,8 @@ class StepDoc(Doc, frozen=True, kw_only=True):
     pinned_at: int | None = None
     compensation: CompensationDoc | None = None
     keyed: str = ""
+    undoable: bool = False
+    copied: bool = False
 
 
 class Record(Doc, frozen=True, kw_only=True):

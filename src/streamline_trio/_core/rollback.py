@@ -13,12 +13,13 @@ def steps_to_undo(steps: Mapping[str, StepDoc], plan: Plan) -> tuple[str, ...]:
     """The steps that have something to undo, the one that finished last first.
 
     A step that was begun and did not finish comes before them, if its compensation says so; skipped steps have
-    done nothing.
+    done nothing, and what a fork has copied is not its own to undo. A finished step that could be undone when it
+    was begun is listed also if the present code has no compensation of it: nobody shall believe that it is undone.
     """
     compensations = plan.compensations
-    if not compensations:
-        return ()
-    return in_undo_order(steps, (one for one, how in compensations.items() if _has_effect(steps.get(one), how)))
+    found = [step_id for step_id, how in compensations.items() if _has_effect(steps.get(step_id), how)]
+    found += [step_id for step_id, step in steps.items() if step_id not in compensations and _is_left_over(step)]
+    return in_undo_order(steps, found)
 
 
 def in_undo_order(steps: Mapping[str, StepDoc], ids: Iterable[str]) -> tuple[str, ...]:
@@ -32,8 +33,12 @@ def in_undo_order(steps: Mapping[str, StepDoc], ids: Iterable[str]) -> tuple[str
 
 
 def _has_effect(step: StepDoc | None, how: CompensationPlan) -> bool:
-    if step is None:
+    if step is None or step.copied:
         return False
     if step.status in FINISHED_STEP:
         return step.status == "done"
     return how.when == "started" and step.attempts > 0
+
+
+def _is_left_over(step: StepDoc) -> bool:
+    return step.undoable and step.status == "done" and not step.copied

@@ -34,7 +34,7 @@ RUN_STATUSES: tuple[RunStatus, ...] = get_args(RunStatus)
 STEP_STATUSES: tuple[StepStatus, ...] = get_args(StepStatus)
 
 RUN_TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
-    "draft": frozenset({"running", "failed", "cancelled", "compensating"}),
+    "draft": frozenset({"running", "failed", "cancelled"}),
     "running": frozenset({"waiting", "done", "failed", "cancelled", "compensating"}),
     "waiting": frozenset({"running", "failed", "cancelled", "compensating"}),
     "done": frozenset({"running"}),

@@ -12,7 +12,7 @@ from streamline_trio._core import payload
 from streamline_trio._core.decide import Decision, StartRequest, admit
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import Origin, Parent, Record, RunDoc
-from streamline_trio._core.errors import ChildFailed, RunNotFound, StoreUnavailable, ValidationError
+from streamline_trio._core.errors import ChildFailed, OutputMissing, RunNotFound, StoreUnavailable, ValidationError
 from streamline_trio._core.happenings import Ask, BranchesStarted
 from streamline_trio._core.joins import JoinPolicy, bits_of, branch_id, ended_with, room_of
 from streamline_trio._core.status import SETTLED
@@ -241,8 +241,18 @@ async def join_result(
 def _branch_result(
     services: Services, run_id: str, run: RunDoc | None, workflow: Workflow[Any, Any], *, is_good: bool
 ) -> BranchResult:
-    """How it settled is what the join was told, also if somebody has taken it up again since."""
+    """How it settled is what the join was told, also if somebody has taken it up again since.
+
+    `OutputMissing` if the output of a branch that was done is not there any more: it was rewound, or deleted.
+    """
     if is_good:
+        if run is None or run.head.status != "done":
+            why = (
+                "it is no longer stored"
+                if run is None
+                else f"somebody has taken it up again, and it is {run.head.status}"
+            )
+            raise OutputMissing(f"branch {run_id} was done when the join was over, but {why}", run_id=run_id)
         return BranchResult(run_id=run_id, status="done", output=_output(services, run, workflow))
     if run is None:
         return BranchResult(run_id=run_id, status="failed", error=RunError(code=RunNotFound.code, message=_GONE))
@@ -250,9 +260,7 @@ def _branch_result(
     return BranchResult(run_id=run_id, status=status, error=_error_of(run))
 
 
-def _output(services: Services, run: RunDoc | None, workflow: Workflow[Any, Any]) -> Any:
-    if run is None:
-        return None
+def _output(services: Services, run: RunDoc, workflow: Workflow[Any, Any]) -> Any:
     try:
         return output_of(run, workflow)
     except ValidationError as error:

@@ -211,7 +211,7 @@ class World:
         """Whatever could go on when the faults stopped has gone on after a lease, a look at workers and a poll."""
         stuck = self._movable()
         await trio.sleep(self.scenario.lease * (1 + 1 / LOOKS_PER_LEASE) + self.scenario.poll_interval)
-        if self._capacity < len(self.clients.book.started):
+        if self._capacity < len(self.witness.versions):
             return
         for run_id, revision in stuck.items():
             run = self.witness.run(run_id)

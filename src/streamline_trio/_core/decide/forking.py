@@ -34,7 +34,7 @@ def fork(run: RunDoc, request: ForkRequest, plan: Plan, now: int) -> Decision:
     before = {step.id for step in plan.steps[:target]}
     steps = {step_id: step for step_id, step in run.steps.items() if step_id in before}
     _require_forkable(Turn(run, plan, now), request.from_step, target, steps)
-    kept = {step_id: step for step_id, step in steps.items() if step.status in FINISHED_STEP}
+    kept = {step_id: _replace(step, copied=True) for step_id, step in steps.items() if step.status in FINISHED_STEP}
     last = max(((step.position, step_id) for step_id, step in kept.items() if step.status == "done"), default=None)
     head = Head(
         version=run.head.version,

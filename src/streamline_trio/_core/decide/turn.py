@@ -265,6 +265,7 @@ class Turn:
             ended_at=None,
             retry_at=None,
             worker=worker,
+            undoable=step_id in self.plan.compensations,
         )
         self.current_step = step_id
         self.emit(StepStarted, step=step_id, attempt=step.attempts)
