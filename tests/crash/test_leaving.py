@@ -16,7 +16,7 @@ from streamline_trio import MemoryStore, SqliteStore, StoreUnavailable, Workflow
 from streamline_trio._core.store import Insert, PutSide, Update
 from streamline_trio._runtime import opening
 from streamline_trio.testing import crash
-from tests.crash.faulty_store import SLOW, Act, BrokenStore, ParkingStore, WrappedStore
+from tests.crash.faulty_store import SLOW, Act, BrokenStore, LocklessStore, ParkingStore, WrappedStore
 from tests.crash.scenes import (
     LEASE,
     OPTIONS,
@@ -27,6 +27,7 @@ from tests.crash.scenes import (
     virtual,
     worker_states,
 )
+from tests.crash.witness import until
 
 LAST_WRITES = 5.0
 STORES = pytest.mark.parametrize("exclusive", [True, False])
@@ -233,6 +234,28 @@ async def test_a_beat_that_is_refused_while_leaving_is_no_matter():
         await rewrite_worker(inner, engine.worker_id)
         trio.lowlevel.spawn_system_task(release_after, store, 2)
     assert await worker_states(inner) == {}
+
+
+@virtual
+async def test_leaving_while_an_id_is_given_up_marks_it_dead():
+    """Proves that a worker which loses its lease as it leaves does not let others wait for a dead one's runs."""
+    inner = MemoryStore(exclusive=False)
+    store = BrokenStore(
+        LocklessStore(inner),
+        lambda name, args: name == "write" and any(isinstance(write, PutSide) for write in args[0]),
+    )
+    async with open_engine(store, simple(returns_done), drain_timeout=1, **OPTIONS) as engine:
+        old = engine.worker_id
+        store.broken = True
+        await until(lambda: engine.worker_id is None, within=LEASE, pause=0.1)
+        trio.lowlevel.spawn_system_task(mend_after, store, 1)
+    assert (await worker_states(inner)).get(str(old), "dead") == "dead"
+
+
+async def mend_after(store: BrokenStore, seconds: float) -> None:
+    """Let calls succeed again later, whatever ends in between."""
+    await trio.sleep(seconds)
+    store.broken = False
 
 
 async def release_after(store: ParkingStore, seconds: float) -> None:

@@ -1,6 +1,12 @@
 """All mutants: what we know that our tests would notice."""
 
-from tests.mutants import of_decide, of_runtime, of_stores
+from tests.mutants import of_changes, of_composition, of_decide, of_runtime, of_stores
 from tests.mutants.fault import Fault
 
-FAULTS: tuple[Fault, ...] = (*of_stores.FAULTS, *of_decide.FAULTS, *of_runtime.FAULTS)
+FAULTS: tuple[Fault, ...] = (
+    *of_stores.FAULTS,
+    *of_decide.FAULTS,
+    *of_composition.FAULTS,
+    *of_changes.FAULTS,
+    *of_runtime.FAULTS,
+)

@@ -18,7 +18,7 @@ FAULTS = (
             self.run = run = decisions[-1].run
 """,
         tests=("tests/crash/test_leases.py::test_what_a_dead_worker_writes_after_the_takeover_is_refused",),
-        seed=173,
+        seed=180,
     ),
     Fault(
         name="published-before-commit",
@@ -27,7 +27,7 @@ FAULTS = (
         before="        self._in_flight = entries\n        rows,",
         after="        self._in_flight = entries\n        self._services.committed(run, decisions)\n        rows,",
         tests=("tests/crash/test_faults.py::test_any_call_may_fail_in_memory[Plain-False]",),
-        seed=0,
+        seed=2,
     ),
     Fault(
         name="refused-claim-published",
@@ -36,7 +36,7 @@ FAULTS = (
         before="        if applied:\n            self._services.committed(run, (decision,))\n",
         after="        self._services.committed(run, (decision,))\n",
         tests=("tests/crash/test_windows.py::test_a_claim_that_somebody_else_won_is_not_published",),
-        seed=18,
+        seed=27,
     ),
     Fault(
         name="refused-read-as-applied",
@@ -51,7 +51,7 @@ FAULTS = (
             "tests/crash/test_leases.py::test_what_a_dead_worker_writes_after_the_takeover_is_refused",
             "tests/crash/test_leases.py::test_a_verb_reaches_a_run_that_this_worker_has_just_lost",
         ),
-        seed=114,
+        seed=121,
     ),
     Fault(
         name="decided-past-the-release",
@@ -102,7 +102,7 @@ FAULTS = (
         tests=(
             "tests/crash/test_committer.py::test_a_doubtful_write_that_others_forestalled_is_refused[an update]",
         ),
-        seed=98,
+        seed=105,
     ),
     Fault(
         name="doubt-read-as-refused",
@@ -111,7 +111,7 @@ FAULTS = (
         before="    if after.head.commits[-1] in stored.head.commits:\n        return Applied()\n",
         after="",
         tests=("tests/crash/test_faults.py::test_any_call_may_fail_in_memory[Plain-True]",),
-        seed=479,
+        seed=93,
     ),
     Fault(
         name="doubtful-insert-always-ours",
@@ -151,7 +151,7 @@ FAULTS = (
         tests=(
             "tests/crash/test_leases.py::test_a_worker_that_cannot_beat_stops_itself_before_others_may_take_over[False]",
         ),
-        seed=103,
+        seed=199,
     ),
     Fault(
         name="beat-counted-from-its-reply",
@@ -206,7 +206,7 @@ FAULTS = (
         before="if driver.writer.worker != self._worker():",
         after="if False:",
         tests=("tests/crash/test_leases.py::test_what_is_taken_under_a_retired_id_is_not_driven[Insert]",),
-        seed=6,
+        seed=78,
     ),
     Fault(
         name="observer-too-eager",
@@ -242,7 +242,7 @@ FAULTS = (
         for side in sides:
 """,
         tests=("tests/crash/test_windows.py::test_a_worker_that_enlists_during_a_look_round_is_not_dead",),
-        seed=626,
+        seed=663,
     ),
     Fault(
         name="expected-runs-handed-back",
@@ -326,7 +326,7 @@ FAULTS = (
         before="            memo = self._driver.run.memos.get(key)\n",
         after="            memo = None\n",
         tests=("tests/integration/test_suspension_steering.py::test_goto_keeps_memos_and_forgets_checkpoints",),
-        seed=2,
+        seed=17,
     ),
     Fault(
         name="once-not-single-flight",
@@ -353,7 +353,7 @@ FAULTS = (
         before="    elif reserved:\n        machinery.crew.cancel_reservation(run.origin.id)\n",
         after="",
         tests=("tests/crash/test_windows.py::test_a_start_that_is_refused_takes_no_place",),
-        seed=51,
+        seed=58,
     ),
     Fault(
         name="unreached-runs-forgotten",

@@ -69,6 +69,24 @@ async def test_each_call_is_emitted_once_however_often_the_step_is_called():
 
 
 @in_virtual_time
+async def test_a_call_is_remembered_whatever_becomes_of_its_target():
+    """Proves that a step that is entered again does not ask whether those who took its signal still know it."""
+    ears = listener(1)
+
+    async def step(ctx: Ctx) -> None:
+        await ctx.emit(news, 1, run="ear")
+        await ctx.sleep(5000)
+
+    workflow = one_step(step)
+    async with open_engine("memory:", ears, workflow) as engine:
+        ear = await engine.start(ears, None, run_id="ear")
+        handle = await engine.start(workflow, None)
+        assert await ear.result() == [1]
+        assert await engine.delete(status="done") == 1
+        assert (await handle.wait()).status == "done"
+
+
+@in_virtual_time
 async def test_a_step_that_is_reset_emits_anew():
     """Proves that a new generation of the step (goto, rewind) has emitted nothing yet."""
     calls: list[int] = []

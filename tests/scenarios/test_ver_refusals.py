@@ -120,10 +120,14 @@ def test_what_is_refused_is_told_once(migrate, why):
     scenario()
 
 
+@pytest.mark.parametrize("exclusive", [True, False])
 @in_virtual_time
-async def test_a_refused_run_is_asked_about_again_when_it_has_changed():
-    """Proves that a refusal holds for the run as it was, and that another engine asks for itself."""
-    store, asked = MemoryStore(), list[bool]()
+async def test_a_refused_run_is_asked_about_again_when_it_has_changed(exclusive):
+    """Proves that a refusal holds for the run as it was, and that another engine asks for itself.
+
+    Where it is found by looking, it may have changed and be due again before anybody looks.
+    """
+    store, asked = MemoryStore(exclusive=exclusive), list[bool]()
     run_id = await parked_on(store, asking())
 
     def migrate(run: Run) -> Run | None:
