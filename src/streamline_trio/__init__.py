@@ -78,9 +78,18 @@ from streamline_trio._core.events import (
     WorkflowUnpaused,
     WorkflowWaiting,
 )
+from streamline_trio._core.local_time import (
+    LocalTime,
+)
+from streamline_trio._core.occurrences import (
+    Occurrence,
+)
 from streamline_trio._core.options import (
     StepOptions,
     StepSpec,
+)
+from streamline_trio._core.recurrence import (
+    Recurrence,
 )
 from streamline_trio._core.signals import (
     Signal,
@@ -157,17 +166,20 @@ __all__ = [
     "JoinFailed",
     "Lease",
     "LeaseLost",
+    "LocalTime",
     "LogLine",
     "LoopLimitExceeded",
     "MemoryStore",
     "MongoStore",
     "NonRetriable",
+    "Occurrence",
     "OutputMissing",
     "Page",
     "Parent",
     "PayloadTooLarge",
     "PendingWait",
     "Progress",
+    "Recurrence",
     "Run",
     "RunCancelled",
     "RunError",
