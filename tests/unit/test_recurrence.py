@@ -11,7 +11,9 @@ import whenever
 
 from streamline_trio import Occurrence, Recurrence
 from streamline_trio._core.codec import encode
+from streamline_trio._core.cron import _days
 from streamline_trio._core.errors import ValidationError
+from streamline_trio._core.zones import LAST_SECOND
 
 BERLIN = "Europe/Berlin"
 NEW_YORK = "America/New_York"
@@ -124,7 +126,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ),
     *(
         (Recurrence.cron, {"expr": value, "tz": BERLIN}, "expr")
-        for value in ["0 0 31 2,4,6 *", "L * * * *", "1," * 999]
+        for value in ["0 0 31 2,4,6 *", "L * * * *", "1," * 999, "0 0 * * 2#1,4"]
     ),
     *((Recurrence.cron, {"expr": "0 9 * * *", "tz": value}, "tz") for value in ["", "Mars/Olympus"]),
     *((Recurrence.every, {"seconds": value}, "seconds") for value in [0, -1, 0.0, -0.5, 0.0005, 1 / 3, None, "60"]),
@@ -204,6 +206,14 @@ def test_cron_days(expr, expected):
     assert found == [f"{day} 00:00:00" for day in expected]
 
 
+def test_asking_leaves_no_trace():
+    """Proves that the reader of an expression, which all threads share, does not change when it is asked."""
+    shared = vars(_days("0 0 1 * *"))
+    before = dict(shared)
+    assert locals_of(Recurrence.cron("7 5 1 * *", "UTC"), "2031-05-05T00:00:00Z", 1) == ["2031-06-01 05:07:00"]
+    assert shared == before
+
+
 def test_leap_days_skip_the_century():
     """Proves that 29 February by cron passes over 2100, and by month is 28 February there."""
     assert locals_of(Recurrence.cron("0 0 29 2 *", "UTC"), "2096-03-01T00:00:00Z", 1) == ["2104-02-29 00:00:00"]
@@ -238,6 +248,21 @@ def test_skipped_times_meet_shown_ones_in_order():
     both = Recurrence.cron("0,30 2,3 * * *", BERLIN)
     shown = both.between(at("2026-03-29T00:00:00Z"), at("2026-03-29T12:00:00Z"))
     assert [(each.local[11:16], each.gap) for each in shown] == [("03:00", False), ("03:30", False)]
+
+
+@pytest.mark.parametrize(
+    ("expr", "change", "expected"),
+    [
+        ("30 2 * * *", "2026-03-08T07:00:00Z", "2026-03-08T07:30:00Z"),
+        ("0 2 * * *", "2026-03-08T07:00:00Z", "2026-03-09T06:00:00Z"),
+        ("30 1 * * *", "2026-11-01T06:00:00Z", "2026-11-02T06:30:00Z"),
+        ("0 1 * * *", "2026-11-01T06:00:00Z", "2026-11-02T06:00:00Z"),
+        ("30 * * * *", "2026-11-01T06:00:00Z", "2026-11-01T06:30:00Z"),
+    ],
+)
+def test_the_very_moment_of_a_change(expr, change, expected):
+    """Proves that asking at the instant at which a clock moves loses nothing that it skips and doubles nothing."""
+    assert following(Recurrence.cron(expr, NEW_YORK), at(change)).at == at(expected)
 
 
 def test_a_gap_over_midnight_belongs_to_the_day_that_was_wanted():
@@ -321,8 +346,12 @@ def test_a_number_that_is_none_is_refused(passed):
 @pytest.mark.parametrize("year", ["0001-01-01", "9987-12-31", "9999-12-31"])
 def test_the_ends_of_time_are_no_error(rule, year):
     """Proves that the first and last years give occurrences or none, never an exception."""
-    rule.next_after(at(f"{year}T00:00:00Z"))
-    assert msgspec.structs.replace(rule, count=None).next_after(at("9987-12-31T00:00:00Z")) is None
+    forever = msgspec.structs.replace(rule, count=None, ends_at=None)
+    assert (forever.next_after(at(f"{year}T00:00:00Z")) is None) == (year > "9")
+    last = whenever.Instant.from_timestamp(LAST_SECOND)
+    shortly_before = last.subtract(hours=0 if rule.kind == "every" else 24 * 70, seconds=1)
+    assert all(each.at <= last for each in forever.occurrences(shortly_before))
+    assert forever.next_after(last) is None
 
 
 def test_a_naive_instant_is_refused():

@@ -16,7 +16,6 @@ from typing import NamedTuple
 DAY_SECONDS = 86_400
 LAST_DAY_OF_MONTH = -1
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
-_LAST_DAY = date(9990, 12, 31).toordinal() - _EPOCH_ORDINAL
 _WEEK = 7
 _EPOCH_WEEKDAY = 4  # 1970-01-01 was a Thursday
 _DECEMBER = 12
@@ -64,18 +63,15 @@ def wall_after(calendar: Calendar, wall: int) -> int | None:
     return None if day is None else day * DAY_SECONDS + calendar.times[0]
 
 
-def _every_day(day: int) -> int | None:
-    return day if day <= _LAST_DAY else None
+def _every_day(day: int) -> int:
+    return day
 
 
-def _day_of_week(to_next: tuple[int, ...], day: int) -> int | None:
-    found = day + to_next[(day + _EPOCH_WEEKDAY) % _WEEK]
-    return found if found <= _LAST_DAY else None
+def _day_of_week(to_next: tuple[int, ...], day: int) -> int:
+    return day + to_next[(day + _EPOCH_WEEKDAY) % _WEEK]
 
 
-def _day_of_month(wanted: int, day: int) -> int | None:
-    if day > _LAST_DAY:
-        return None
+def _day_of_month(wanted: int, day: int) -> int:
     today = date.fromordinal(day + _EPOCH_ORDINAL)
     year, month = today.year, today.month
     target = _clamped(wanted, year, month)

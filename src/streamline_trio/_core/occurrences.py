@@ -81,8 +81,8 @@ def firings(calendar: Calendar, zone: str, after: int) -> Iterator[Firing]:
 
 
 def interval_firings(interval: int, anchor: int, after: int) -> Iterator[Firing]:
-    """The firings of an interval from its anchor that are later than `after`; all in milliseconds."""
-    at = anchor + max(1, (after - anchor) // interval + 1) * interval
+    """The firings of an interval that are later than `after`, which is not before its anchor; in milliseconds."""
+    at = anchor + ((after - anchor) // interval + 1) * interval
     while at <= _LAST:
         yield Firing(at, at, gap=False, fold=False)
         at += interval
