@@ -11,7 +11,7 @@ import whenever
 
 from streamline_trio import Occurrence, Recurrence
 from streamline_trio._core.codec import encode
-from streamline_trio._core.cron import _days
+from streamline_trio._core.cron import _days, _next_day
 from streamline_trio._core.errors import ValidationError
 from streamline_trio._core.zones import LAST_SECOND
 
@@ -352,6 +352,23 @@ def test_the_ends_of_time_are_no_error(rule, year):
     shortly_before = last.subtract(hours=0 if rule.kind == "every" else 24 * 70, seconds=1)
     assert all(each.at <= last for each in forever.occurrences(shortly_before))
     assert forever.next_after(last) is None
+    assert forever.next_after(at("9999-12-31T23:59:59Z")) is None
+
+
+def test_a_rare_day_is_searched_for_once():
+    """Proves that a leap day years ahead is not searched for anew at each change of the clock until then."""
+    rule = Recurrence.cron("0 1 29 2 *", BERLIN)
+    asked = _next_day.cache_info().misses
+    assert following(rule, at("2040-03-01T00:00:00Z")).local == "2044-02-29 01:00:00"
+    assert _next_day.cache_info().misses - asked <= 2
+
+
+def test_a_stored_expression_that_never_fires_is_soon_told():
+    """Proves that an expression which no day fits any more is not searched for through all years."""
+    never = Recurrence(kind="cron", expression="0 0 30 2 *", zone=BERLIN)
+    asked = _next_day.cache_info().misses
+    assert never.next_after(at("2026-01-01T00:00:00Z")) is None
+    assert _next_day.cache_info().misses - asked <= 2
 
 
 def test_a_naive_instant_is_refused():

@@ -63,6 +63,22 @@ def wall_after(calendar: Calendar, wall: int) -> int | None:
     return None if day is None else day * DAY_SECONDS + calendar.times[0]
 
 
+def remembering(next_day: NextDay) -> NextDay:
+    """The same, for one walk forward: until a day that was found is passed, it is not searched for again."""
+    since, found = 0, -1
+
+    def remembered(day: int) -> int | None:
+        nonlocal since, found
+        if since <= day <= found:
+            return found
+        answer = next_day(day)
+        if answer is not None:
+            since, found = day, answer
+        return answer
+
+    return remembered
+
+
 def _every_day(day: int) -> int:
     return day
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import msgspec
 import whenever
 
-from streamline_trio._core.calendars import DAY_SECONDS, Calendar, wall_after
+from streamline_trio._core.calendars import DAY_SECONDS, Calendar, remembering, wall_after
 from streamline_trio._core.durations import instant_of
 from streamline_trio._core.zones import FIRST_SECOND, LAST_SECOND, Stretch, stretches, wall_text
 
@@ -68,9 +68,10 @@ def firings(calendar: Calendar, zone: str, after: int) -> Iterator[Firing]:
     after = max(after // 1000, FIRST_SECOND)
     if after >= LAST_SECOND:
         return
+    calendar = calendar._replace(next_day=remembering(calendar.next_day))
     for stretch in stretches(zone, after):
-        if stretch.start > LAST_SECOND or wall_after(calendar, max(after, stretch.start) + stretch.before) is None:
-            return
+        if wall_after(calendar, max(after, stretch.start) + stretch.before) is None:
+            return  # else it would be searched for in each stretch of eight thousand years
         shown = _shown(calendar, stretch, after)
         if after < stretch.start + stretch.offset - stretch.before:
             shown = merge(shown, _skipped(calendar, stretch, after), key=_AT)
