@@ -91,9 +91,18 @@ from streamline_trio._core.events import (
     WorkflowUnpaused,
     WorkflowWaiting,
 )
+from streamline_trio._core.local_time import (
+    LocalTime,
+)
+from streamline_trio._core.occurrences import (
+    Occurrence,
+)
 from streamline_trio._core.options import (
     StepOptions,
     StepSpec,
+)
+from streamline_trio._core.recurrence import (
+    Recurrence,
 )
 from streamline_trio._core.signals import (
     Signal,
@@ -211,6 +220,7 @@ __all__ = [
     "JoinResult",
     "Lease",
     "LeaseLost",
+    "LocalTime",
     "LogLine",
     "LoopLimitExceeded",
     "MemoryStore",
@@ -218,6 +228,7 @@ __all__ = [
     "MongoStore",
     "Next",
     "NonRetriable",
+    "Occurrence",
     "OutputMissing",
     "OutputVersion",
     "Page",
@@ -225,6 +236,7 @@ __all__ = [
     "PayloadTooLarge",
     "PendingWait",
     "Progress",
+    "Recurrence",
     "Rejected",
     "Run",
     "RunCancelled",

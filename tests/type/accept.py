@@ -12,6 +12,9 @@ from streamline_trio import (
     CompensationState,
     Engine,
     JoinResult,
+    LocalTime,
+    Occurrence,
+    Recurrence,
     Run,
     RunCompensation,
     RunHandle,
@@ -204,6 +207,20 @@ async def look_at_a_saga(run: Run) -> None:
     assert_type(run.steps["a"].compensation, CompensationState | None)
 
 
+# --- times of a place ------------------------------------------------------------------------------------------
+
+noon = dt.datetime(2026, 6, 1, 12, tzinfo=dt.UTC)
+LocalTime(dt.datetime(2026, 6, 1, 12), "Europe/Berlin")  # noqa: DTZ001
+assert_type(Recurrence.daily("09:00", "Europe/Berlin", until=noon, count=3, overlap="skip"), Recurrence)
+assert_type(Recurrence.weekly(["mon", 5], dt.time(9), "Europe/Berlin", catch_up=2, misfire_grace=5), Recurrence)
+assert_type(Recurrence.weekly(range(1, 6), "09:00", "Europe/Berlin"), Recurrence)
+assert_type(Recurrence.monthly(-1, "09:00", "Europe/Berlin"), Recurrence)
+assert_type(Recurrence.cron("@daily", "Europe/Berlin"), Recurrence)
+assert_type(Recurrence.every(dt.timedelta(minutes=5)), Recurrence)
+assert_type(Recurrence.every(60).next_after(noon, anchor=noon), Occurrence | None)
+assert_type(Recurrence.every(60).between(noon, noon), list[Occurrence])
+
+
 # --- engines and handles ---------------------------------------------------------------------------------------
 
 
@@ -213,6 +230,7 @@ async def program() -> None:
         run = await engine.start(order, Order("o-1", 4200), idempotency_key="o-1", tags=["a"], priority=5)
         assert_type(run, RunHandle)
         await engine.start("order", {"order_id": "o-2"}, delay=60)
+        await engine.start("order", {"order_id": "o-2"}, run_at=LocalTime("2026-03-29 02:30", "Europe/Berlin"))
         await engine.start("order")
         await engine.start(crawl, "text")
         await engine.start(Workflow("plain"))

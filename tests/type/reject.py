@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from streamline_trio import Engine, RunHandle, Signal, StepContext, StepOptions, StepSpec, Workflow
+from streamline_trio import Engine, Recurrence, RunHandle, Signal, StepContext, StepOptions, StepSpec, Workflow
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -88,6 +88,11 @@ charge.compensate(when="never")  # error: "compensate" of "Step" // "Literal['ne
 async def one_parameter(ctx: StepContext[Order]) -> None:
     ctx.state.status  # error: "status"
     ctx.outputs.anything
+
+
+Recurrence.daily("09:00", "Europe/Berlin", catchup=1)  # error: "catchup"
+Recurrence.daily("09:00", "Europe/Berlin", overlap="never")  # error: incompatible type "Literal['never']" // "Literal['never']" is not assignable to type
+Recurrence.every("60")  # error: incompatible type "str" // "Literal['60']" cannot be assigned to parameter "seconds"
 
 
 async def program(engine: Engine, run: RunHandle) -> None:

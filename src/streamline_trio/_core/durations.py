@@ -70,8 +70,8 @@ def to_millis(seconds: float) -> int:
     return max(1, millis) if seconds > 0 else millis
 
 
-def instant_millis(value: AwareInstant, *, what: str) -> int:
-    """Milliseconds since the Unix epoch, rounded up.
+def instant_millis(value: AwareInstant, *, what: str, down: bool = False) -> int:
+    """Milliseconds since the Unix epoch, rounded up, or `down`: the end of what lasts up to this instant.
 
     `what` names the instant in the `ValidationError` that a naive `datetime` or another
     type gives.
@@ -79,9 +79,10 @@ def instant_millis(value: AwareInstant, *, what: str) -> int:
     if isinstance(value, datetime):
         if value.utcoffset() is None:
             raise ValidationError(f"{what} must be an aware datetime, but {value!r} has no time zone", what=what)
-        return -((_EPOCH - value) // _MILLISECOND)
+        return (value - _EPOCH) // _MILLISECOND if down else -((_EPOCH - value) // _MILLISECOND)
     if isinstance(value, whenever.Instant | whenever.ZonedDateTime | whenever.OffsetDateTime):  # pyright: ignore[reportUnnecessaryIsInstance]
-        return -(-value.timestamp(unit="nanosecond") // _NANOS_PER_MILLI)
+        nanos = value.timestamp(unit="nanosecond")
+        return nanos // _NANOS_PER_MILLI if down else -(-nanos // _NANOS_PER_MILLI)
     raise ValidationError(f"{what} must be an aware datetime or a whenever.Instant, not {value!r}", what=what)
 
 

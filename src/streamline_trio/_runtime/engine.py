@@ -19,6 +19,7 @@ from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.durations import instant_of
 from streamline_trio._core.errors import InvalidState, TokenInvalid, ValidationError
 from streamline_trio._core.happenings import Answered, Withdrawn
+from streamline_trio._core.local_time import LocalTime
 from streamline_trio._core.signals import Signal
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Applied, Delete, RunQuery
@@ -92,7 +93,7 @@ class Engine:
         idempotency_key: str | None = None,
         priority: int = 0,
         delay: float | timedelta | None = None,
-        run_at: datetime | whenever.Instant | whenever.ZonedDateTime | None = None,
+        run_at: datetime | whenever.Instant | whenever.ZonedDateTime | LocalTime | None = None,
         user: str | None = None,
         tags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
@@ -107,7 +108,7 @@ class Engine:
         idempotency_key: str | None = None,
         priority: int = 0,
         delay: float | timedelta | None = None,
-        run_at: datetime | whenever.Instant | whenever.ZonedDateTime | None = None,
+        run_at: datetime | whenever.Instant | whenever.ZonedDateTime | LocalTime | None = None,
         user: str | None = None,
         tags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
@@ -121,7 +122,7 @@ class Engine:
         idempotency_key: str | None = None,
         priority: int = 0,
         delay: float | timedelta | None = None,
-        run_at: datetime | whenever.Instant | whenever.ZonedDateTime | None = None,
+        run_at: datetime | whenever.Instant | whenever.ZonedDateTime | LocalTime | None = None,
         user: str | None = None,
         tags: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
@@ -130,10 +131,10 @@ class Engine:
         """Start a run; it is durable when this returns.
 
         With an active run of the same workflow and `idempotency_key`, that run's handle. `delay` (seconds) and
-        `run_at` put the start off. `priority` is from -100 to 100, higher first. Raises `InvalidState` for a
-        `run_id` in use, `ValidationError` for input that does not fit, `WorkflowNotFound`. If the
-        acknowledgement is lost and cannot be had (`StoreUnavailable`), the run may have started: start again
-        with the same key. Cancelled, it may have started too.
+        `run_at` put the start off; a `run_at` in the past starts at once. `priority` is from -100 to 100, higher
+        first. Raises `InvalidState` for a `run_id` in use, `ValidationError` for input that does not fit,
+        `WorkflowNotFound`. If the acknowledgement is lost and cannot be had (`StoreUnavailable`), the run may have
+        started: start again with the same key. Cancelled, it may have started too.
         """
         options = StartOptions(
             idempotency_key=idempotency_key,

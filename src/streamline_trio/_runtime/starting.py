@@ -17,6 +17,7 @@ from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import Origin, RunDoc, Scheduled, unique_key
 from streamline_trio._core.durations import instant_millis, seconds_of, to_millis
 from streamline_trio._core.errors import InvalidState, StoreUnavailable, ValidationError
+from streamline_trio._core.local_time import LocalTime, scheduled
 from streamline_trio._core.naming import TAG_RULE, is_tag
 from streamline_trio._core.store import Applied, Failed, Insert, KeyTaken
 from streamline_trio._runtime.committer import Outcome
@@ -33,7 +34,7 @@ class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
     idempotency_key: str | None = None
     priority: int = 0
     delay: float | timedelta | None = None
-    run_at: datetime | whenever.Instant | whenever.ZonedDateTime | None = None
+    run_at: datetime | whenever.Instant | whenever.ZonedDateTime | LocalTime | None = None
     user: str | None = None
     tags: Sequence[str] = ()
     meta: Mapping[str, Any] | None = None
@@ -129,7 +130,7 @@ def _request(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, opt
     chance, now = machinery.services.chance, machinery.services.clock.now()
     _check(workflow, options)
     stored = workflow.input_payload(value)
-    start_at = _start_at(options, now)
+    asked = _scheduled(options, now)
     origin = Origin(
         id=options.run_id or chance.run_id(now),
         workflow=workflow.id,
@@ -141,20 +142,22 @@ def _request(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, opt
         tags=tuple(dict.fromkeys((*workflow.tags, *options.tags))),
         meta=None if not options.meta else payload.encode(dict(options.meta), what="meta"),
         idempotency_key=options.idempotency_key,
-        scheduled=None if start_at is None else Scheduled(at=start_at),
+        scheduled=asked,
     )
     return StartRequest(
         origin=origin,
         state=workflow.initial_state(stored),
-        start_at=start_at if start_at is not None and start_at > now else None,
+        start_at=asked.at if asked is not None and asked.at > now else None,
     )
 
 
-def _start_at(options: StartOptions, now: int) -> int | None:
+def _scheduled(options: StartOptions, now: int) -> Scheduled | None:
     if options.delay is not None:
-        return now + to_millis(seconds_of(options.delay, what="delay"))
+        return Scheduled(at=now + to_millis(seconds_of(options.delay, what="delay")))
+    if isinstance(options.run_at, LocalTime):
+        return scheduled(options.run_at)
     if options.run_at is not None:
-        return instant_millis(options.run_at, what="run_at")
+        return Scheduled(at=instant_millis(options.run_at, what="run_at"))
     return None
 
 
