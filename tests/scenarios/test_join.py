@@ -414,3 +414,57 @@ async def _late(ctx: Context) -> int:
     await ctx.sleep(10)
     number: int = ctx.input
     return number
+
+
+@in_virtual_time
+async def test_what_was_done_before_a_failed_join_is_undone() -> None:
+    """S131, S219: Proves that a branch that fails turns the parent back, and that earlier steps are undone once."""
+    undone: list[str] = []
+    flow: Workflow[Any, Any] = Workflow("careful")
+    branch = one_step(_fails, attempts=1)
+
+    @flow.step
+    async def prepare(_ctx: Context) -> str:
+        return "prepared"
+
+    @prepare.compensate
+    async def clean(ctx: Context) -> None:
+        undone.append(ctx.output(prepare))
+
+    @flow.step(attempts=1)
+    async def fan_out(ctx: Context) -> None:
+        await ctx.join({"bad": Branch(branch, 1)})
+
+    @flow.step
+    async def never(_ctx: Context) -> None:
+        undone.append("it ran")
+
+    async with open_engine("memory:", flow, branch) as engine:
+        ended = await (await engine.start(flow)).wait()
+    assert (ended.status, undone) == ("compensated", ["prepared"])
+    assert ended.error is not None
+    assert ended.error.code == "workflow.join_failed"
+    assert "no such thing" in ended.error.message
+
+
+async def _fails(_ctx: Context) -> None:
+    raise ValueError("no such thing")
+
+
+@in_virtual_time
+async def test_a_branch_of_an_engine_elsewhere_waits_for_its_worker() -> None:
+    """S138: the original parked for ever without a word; here another engine's workflow is started, and its worker
+    drives it. A text that names no workflow is refused at once."""
+    store, branch = MemoryStore(), one_step(_fails, attempts=1)
+    parent: Workflow[Any, Any] = Workflow("parent")
+
+    @parent.step(attempts=1)
+    async def fan_out(ctx: Context) -> str:
+        joined = await ctx.join({"a": Branch(branch, 1)}, policy="settled")
+        return joined.branches["a"].status
+
+    async with open_engine(store, parent) as mine:
+        handle = await mine.start(parent)
+        await idle()
+        async with open_engine(store, branch):
+            assert await handle.result() == "failed"
