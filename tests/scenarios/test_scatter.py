@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from streamline_trio import (
+    InvalidState,
     MemoryStore,
     NonRetriable,
     RunFailed,
@@ -835,3 +836,32 @@ async def test_predicates_are_not_asked_again_once_a_key_is_done():
     workflow = one_step(step, skip_if=lambda state: state.get("off", False), retry_delay=0)
     run = await settled(workflow, {})
     assert (run.status, run.output) == ("done", "ran")
+
+
+@in_virtual_time
+async def test_who_answers_says_which_of_several_waits() -> None:
+    """Proves that one of several open waits is answered by its name, or by its key as `pending` lists it."""
+
+    async def step(ctx: StepContext[Any, Any]) -> Any:
+        async def ask(name: str | None) -> str:
+            answer: str = await ctx.wait("word?", returns=str, name=name)
+            return answer
+
+        return await ctx.scatter({"a": partial(ask, "first"), "b": partial(ask, None), "c": partial(ask, None)})
+
+    workflow = one_step(step)
+    async with open_engine("memory:", workflow) as engine:
+        handle = await engine.start(workflow)
+        await idle()
+        waits = {wait.name or wait.key: wait.key for wait in (await engine.pending()).items}
+        assert list(waits) == ["first", "scatter#0:b/human#0", "scatter#0:c/human#0"]
+        with pytest.raises(InvalidState, match="3 waits are open: say which"):
+            await handle.resume("x")
+        with pytest.raises(InvalidState, match="under the name or key 'second'"):
+            await handle.resume("x", wait="second")
+        with pytest.raises(ValidationError, match="a wait is told by its name or key"):
+            await handle.resume("x", wait="")
+        await handle.resume("A", wait="first")
+        await handle.resume("C", wait=waits["scatter#0:c/human#0"])
+        await handle.resume("B")
+        assert await handle.result() == {"a": "A", "b": "B", "c": "C"}
