@@ -123,7 +123,7 @@ step.compensation.status != "pending")
         promise="A guard that raises refuses.",
         file="_runtime/guards.py",
         before="""\
-            raise self._refused(guard, f"it raised {storable_text(repr(error), _LONGEST_REASON)}") from error
+            raise self._refused(guard, f"it raised {storable_repr(error, _LONGEST_REASON)}") from error
 """,
         after="""\
             del error
