@@ -297,6 +297,14 @@ def test_every_law_is_tried():
             Tale("ask").body("ask", 1, 2).call("resume", 1, payload="a", outcome="info").final(done=answered("a")),
             id="a doubtful answer that was taken",
         ),
+        pytest.param(
+            Tale("late", times=3)
+            .body("hangs", 1, 1.401, "unwound", attempt=1)
+            .body("hangs", 2, 2.397, "unwound", attempt=2)
+            .body("hangs", 3, 3.401, "unwound", attempt=3)
+            .final(status="failed", attempts={"hangs": 3}),
+            id="a body whose time ran before it could note that it began",
+        ),
         pytest.param(Tale().outage(1, 2).retired(1, 3), id="a lease that was lost with the server"),
         pytest.param(Tale().call("cancel", 9, 11), id="a cancel that came too late"),
         pytest.param(Tale().call("cancel", 1, 2).final(status="cancelled"), id="a cancel"),
