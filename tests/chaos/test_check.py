@@ -299,10 +299,11 @@ def test_every_law_is_tried():
         ),
         pytest.param(
             Tale("late", times=3)
-            .body("hangs", 1, 1.401, "unwound", attempt=1)
-            .body("hangs", 2, 2.397, "unwound", attempt=2)
-            .body("hangs", 3, 3.401, "unwound", attempt=3)
-            .final(status="failed", attempts={"hangs": 3}),
+            .body("work", 0.5, 0.9)
+            .body("hangs", 1, 1.401, "unwound", entry="1", attempt=1, fence=1)
+            .body("hangs", 2, 2.397, "unwound", entry="2", attempt=2, fence=2)
+            .body("hangs", 3, 3.401, "unwound", entry="3", attempt=3, fence=3)
+            .final(status="failed", done={"work": {"entry": "work"}}, attempts={"work": 1, "hangs": 3}),
             id="a body whose time ran before it could note that it began",
         ),
         pytest.param(Tale().outage(1, 2).retired(1, 3), id="a lease that was lost with the server"),
