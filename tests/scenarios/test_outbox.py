@@ -17,8 +17,9 @@ from streamline_trio import (
 )
 from streamline_trio._core.decide import StartRequest, admit
 from streamline_trio._core.decide.outbox import PATIENCE
-from streamline_trio._core.documents import Origin, Parent, RunDoc
+from streamline_trio._core.documents import Errand, Origin, Parent, RunDoc
 from streamline_trio._core.store import Applied, Insert, Update
+from streamline_trio._runtime.errands import Errands
 from streamline_trio.testing import crash
 from tests.crash.faulty_store import Act, BrokenStore, WrappedStore
 from tests.scenarios.worlds import idle, in_virtual_time, one_step
@@ -351,3 +352,37 @@ async def test_many_ends_at_once_wake_the_parent_once():
         settled = await run.wait(100)
         assert settled.status == "done"
         assert settled.revision < 20
+
+
+@in_virtual_time
+async def test_a_page_of_errands_that_are_under_way_is_left_alone():
+    """Proves that a worker whose own slow errands fill a whole page does not ask for them over and over."""
+    store = MemoryStore(exclusive=False)
+    looks = list[float]()
+
+    class Looking(WrappedStore):
+        async def around(self, name: str, args: tuple[Any, ...], act: Act) -> Any:
+            if name == "errands":
+                looks.append(args[0])
+                assert len(looks) < 10, "it looks without an end"
+            return await act()
+
+    async with open_engine(Looking(store), parent_flow, asking, worker=False) as engine:
+        run = await (await engine.start(asking, delay=1)).get()
+        sample = await store.load(run.id)
+        assert sample is not None
+        errand = Errand(kind="nudge", due_at=1, run="nobody", group="g")
+        waiting = [
+            msgspec.structs.replace(
+                sample,
+                origin=msgspec.structs.replace(sample.origin, id=f"r{number}"),
+                head=msgspec.structs.replace(sample.head, errand_at=1, errands=1),
+                outbox={"00000001": errand},
+            )
+            for number in range(150)
+        ]
+        await store.write([Insert(each) for each in waiting])
+        errands = Errands(engine._machinery)
+        errands._under_way = {(each.id, "00000001") for each in waiting}
+        await errands.look()
+    assert len(looks) == 1

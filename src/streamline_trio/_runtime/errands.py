@@ -76,21 +76,22 @@ class Errands:
     # --- what others have left behind ----------------------------------------------------------------------
 
     async def look(self) -> None:
-        """Take up the errands that are due, of whomever."""
+        """Take up the errands that are due, of whomever. Pages of those that are under way here end the look."""
         services = self._services
         while True:
             now = services.clock.now()
             found = await services.store.errands(now, _AT_ONCE)
+            moved = False
             for run in found:
                 if isinstance(run, Corrupt):
                     self._quarantine(run)
                 else:
-                    await self._take_up(run, now)
-            if len(found) < _AT_ONCE:
+                    moved = await self._take_up(run, now) or moved
+            if not moved or len(found) < _AT_ONCE:
                 return
 
-    async def _take_up(self, run: RunDoc, now: int) -> None:
-        """By a commit that puts them off, so that of several workers one does them."""
+    async def _take_up(self, run: RunDoc, now: int) -> bool:
+        """By a commit that puts them off, so that of several workers one does them. False: all are under way."""
         numbers = [
             number
             for number, errand in run.outbox.items()
@@ -100,10 +101,11 @@ class Errands:
         decision = decide(run, ErrandsTaken(numbers=tuple(numbers)), _NO_PLAN, now, services.chance.commit_id())
         if decision.run is run:
             await trio.lowlevel.checkpoint()
-            return
+            return False
         verdict = await services.committer.submit(Update(run, decision.run, decision.touched))
         if isinstance(verdict, Applied):
             self._begin(decision.run, numbers)
+        return True
 
     def _quarantine(self, run: Corrupt) -> None:
         error = StreamlineError(f"run {run.run_id} cannot be decoded and is set aside: {run.error}")
