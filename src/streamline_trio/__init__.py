@@ -107,6 +107,13 @@ from streamline_trio._core.recurrence import (
 from streamline_trio._core.signals import (
     Signal,
 )
+from streamline_trio._core.start_options import (
+    CancelOn,
+    Concurrency,
+    Debounce,
+    Throttle,
+    Trigger,
+)
 from streamline_trio._core.step import (
     Step,
 )
@@ -200,10 +207,13 @@ __all__ = [
     "Approved",
     "Branch",
     "BranchResult",
+    "CancelOn",
     "ChildFailed",
     "CompensationState",
+    "Concurrency",
     "ConcurrencyLimitReached",
     "DataCorruption",
+    "Debounce",
     "DefinitionChanged",
     "DefinitionError",
     "Done",
@@ -279,9 +289,11 @@ __all__ = [
     "SuspensionError",
     "SuspensionMismatch",
     "TenantRequired",
+    "Throttle",
     "TimedOut",
     "TimelineEntry",
     "TokenInvalid",
+    "Trigger",
     "Unclaimable",
     "ValidationError",
     "VersionInfo",

@@ -31,7 +31,21 @@ from streamline_trio._core.options import (
 from streamline_trio._core.outputs import check_outputs
 from streamline_trio._core.plan import Plan, make_plan
 from streamline_trio._core.refusal import refusal
+from streamline_trio._core.signals import Signal
 from streamline_trio._core.signature import Handler, read_handler, takes_one_argument
+from streamline_trio._core.start_options import (
+    CancelOn,
+    Concurrency,
+    Debounce,
+    StartRules,
+    Throttle,
+    Trigger,
+    cancel_on_of,
+    concurrency_of,
+    debounce_of,
+    throttle_of,
+    triggers_of,
+)
 from streamline_trio._core.step import Step
 
 InputT = TypeVar("InputT", default=Any)
@@ -74,6 +88,11 @@ class WorkflowOptions(TypedDict, total=False):
     middleware: Iterable[object]
     guards: Iterable[object]
     migrate: Migrate | None
+    concurrency: Concurrency | None
+    throttle: Throttle | None
+    debounce: Debounce | None
+    trigger: Trigger | Iterable[Trigger] | None
+    cancel_on: Iterable[Signal[Any] | str | CancelOn]
 
 
 class Workflow(Generic[InputT, StateT]):
@@ -84,8 +103,9 @@ class Workflow(Generic[InputT, StateT]):
     whole run, `max_payload_bytes` each output, checkpoint and result of `once`,
     `max_step_logs` the kept log lines of a run. With `compensate_on_cancel` a cancelled run is
     undone like a failed one. `middleware` observes the steps, `guards` may refuse them. `migrate`
-    is asked to take over runs of versions that no live worker has. Everything invalid raises
-    `DefinitionError`.
+    is asked to take over runs of versions that no live worker has. `concurrency`, `throttle` and
+    `debounce` limit its starts, `trigger` (one or several) starts runs, `cancel_on` ends them.
+    Everything invalid raises `DefinitionError`.
     """
 
     @overload
@@ -136,6 +156,11 @@ class Workflow(Generic[InputT, StateT]):
         middleware: Iterable[object] = (),
         guards: Iterable[object] = (),
         migrate: Migrate | None = None,
+        concurrency: Concurrency | None = None,
+        throttle: Throttle | None = None,
+        debounce: Debounce | None = None,
+        trigger: Trigger | Iterable[Trigger] | None = None,
+        cancel_on: Iterable[Signal[Any] | str | CancelOn] = (),
     ) -> None:
         if not is_id(id):
             raise DefinitionError(f"workflow {id!r}: its id must be {ID_RULE}", workflow=str(id))
@@ -151,6 +176,16 @@ class Workflow(Generic[InputT, StateT]):
         self.hooks: Hooks | None = hooks_of(self.middleware, self.guards)
         """What its middleware and guards want to be called with; None if there are none."""
         self.migrate: Migrate | None = self._checked("migrate", migrate, _migrate)
+        self.rules: StartRules = StartRules(
+            concurrency=self._checked("concurrency", concurrency, concurrency_of),
+            throttle=self._checked("throttle", throttle, throttle_of),
+            debounce=self._checked("debounce", debounce, debounce_of),
+            triggers=self._checked("trigger", trigger, triggers_of),
+            cancel_on=self._checked("cancel_on", cancel_on, cancel_on_of),
+        )
+        """What it says about its starts."""
+        if throttle is not None and debounce is not None:
+            raise refusal("throttle and debounce exclude each other", workflow=id, option="throttle")
         self.input_decoder: payload.Decoder = self._checked("input", input, payload.decoder)
         self.outputs_type = outputs
         self._defaults = self._checked_defaults(defaults)
@@ -229,6 +264,7 @@ class Workflow(Generic[InputT, StateT]):
                 timeout=self.timeout,
                 max_step_logs=self.max_step_logs,
                 compensate_on_cancel=self.compensate_on_cancel,
+                **self.rules.plans(),
             )
         return self._plan
 

@@ -14,6 +14,7 @@ import msgspec
 
 from streamline_trio._core.errors import StepNotFound
 from streamline_trio._core.retry import RetryPolicy
+from streamline_trio._core.start_options import CancelPlan, ConcurrencyPlan, DebouncePlan, ThrottlePlan
 
 _FINGERPRINT_DIGITS = 16
 
@@ -49,6 +50,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=T
     timeout: float | None = None
     max_step_logs: int = 1000
     compensate_on_cancel: bool = False
+    concurrency: ConcurrencyPlan | None = None
+    throttle: ThrottlePlan | None = None
+    debounce: DebouncePlan | None = None
+    triggered_by: tuple[str, ...] = ()
+    cancel_on: tuple[CancelPlan, ...] = ()
 
     @cached_property
     def _positions(self) -> dict[str, int]:
@@ -98,6 +104,11 @@ def make_plan(
     timeout: float | None,
     max_step_logs: int,
     compensate_on_cancel: bool = False,
+    concurrency: ConcurrencyPlan | None = None,
+    throttle: ThrottlePlan | None = None,
+    debounce: DebouncePlan | None = None,
+    triggered_by: tuple[str, ...] = (),
+    cancel_on: tuple[CancelPlan, ...] = (),
 ) -> Plan:
     """A plan with its fingerprint.
 
@@ -112,6 +123,11 @@ def make_plan(
         timeout=timeout,
         max_step_logs=max_step_logs,
         compensate_on_cancel=compensate_on_cancel,
+        concurrency=concurrency,
+        throttle=throttle,
+        debounce=debounce,
+        triggered_by=triggered_by,
+        cancel_on=cancel_on,
     )
     digest = hashlib.sha256(msgspec.msgpack.encode(unsigned, order="deterministic")).hexdigest()
     return msgspec.structs.replace(unsigned, fingerprint=digest[:_FINGERPRINT_DIGITS])
