@@ -8,7 +8,10 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3
 # How long `make soak` plays the simulated world after the properties.
 SECONDS ?= 3600
 
-# What `make chaos` harms: sqlite, mongodb (a private server), or the URL of an empty database.
+# How many races `make races` runs.
+REPEATS ?= 20
+
+# What `make chaos` and `make races` use: sqlite or mongodb (a private server); chaos also the URL of an empty database.
 STORE ?= sqlite
 
 BIN := .venv/bin
@@ -20,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check bench docs soak chaos mutants lock clean
+.PHONY: help venv demo test check bench docs soak chaos races mutants lock clean
 
 help: ## Say what each target does.
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 15
@@ -62,6 +65,9 @@ soak: $(STAMP) ## Search for counterexamples for a long time (SECONDS=3600).
 
 chaos: $(STAMP) ## Kill and freeze worker processes, check every promise (STORE=mongodb: kill the server too).
 	$(BIN)/python -m tests.chaos --store $(STORE) --runs 500 --kills 60 --freezes 10
+
+races: $(STAMP) ## Start runs from four processes at once, kill some, count exactly (STORE=mongodb, REPEATS=20).
+	$(BIN)/python -m tests.races --store $(STORE) --repeats $(REPEATS)
 
 mutants: $(STAMP) ## Plant faults in copies of the sources, and see that tests and seeds notice each.
 	$(BIN)/python -m tests.mutants
