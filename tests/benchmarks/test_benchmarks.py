@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 RATES = {"engine_per_s", "bare_per_s", "ratio", "raw_per_s", "ratio_to_raw", "engine_cpu_us_per_step"}
 COSTS = {"claim_ms", "due_query_ms", "worker_mib", "worker_tasks"}
 
+_RATIOS = {kind: {"starts_per_s", "ratio_to_plain"} for kind in ("plain", "limit", "throttle", "debounce")}
+STARTS = {"one_key": _RATIOS, "many_keys": _RATIOS}
 PARTS = ("scatter", "together", "asleep", "loop")
 
 # A shape maps each key to the shape of its value; a set names keys of numbers.
@@ -36,6 +38,7 @@ SHAPES = {
     "claims": {"processes": {count: {"claims_per_s"} for count in ("1", "2", "4")}},
     "growth": {"us_per_step": {"10", "100", "1000"}, "bare_us_per_step": {"10", "100", "1000"}},
     "join": {"us_per_branch": {"20", "40"}},
+    "starts": STARTS,
     "composition": {
         "us_per_part": {kind: {"10", "100"} for kind in PARTS},
         "cpu_us_per_part": {kind: {"10", "100"} for kind in PARTS},
@@ -58,6 +61,7 @@ MONGODB = {
     "claims": {"processes": {count: {"claims_per_s"} for count in ("1", "2")}},
     "growth": {"us_per_step": {"10", "30"}, "bare_us_per_step": {"10", "30"}},
     "join": {"us_per_branch": {"5", "10"}},
+    "starts": STARTS,
     "composition": {
         "us_per_part": {kind: {"10", "30"} for kind in PARTS},
         "cpu_us_per_part": {kind: {"10", "30"} for kind in PARTS},
