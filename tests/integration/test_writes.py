@@ -30,6 +30,7 @@ READS = (
     "load_many",
     "by_active_key",
     "by_token",
+    "namesakes",
     "awaiting",
     "due",
     "next_due",

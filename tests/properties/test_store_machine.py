@@ -25,12 +25,13 @@ from streamline_trio._core.store import (
     RunQuery,
     Update,
 )
+from streamline_trio._core.tenancy import public_id
 from streamline_trio.stores.memory import MemoryStore
 from streamline_trio.stores.mongo import MongoStore
 from streamline_trio.stores.sqlite import SqliteStore
 from streamline_trio.testing._conformance_base import sample
 
-IDS = ["", "a", "B", "é", "a/b", "\U0001f600", "r1", "r2"]
+IDS = ["", "a", "B", "é", "a/b", "\U0001f600", "r1", "r2", "r1\u241fa", "r1\u241fb"]
 EVERYTHING = RunQuery()
 
 ids = st.sampled_from(IDS)
@@ -207,6 +208,10 @@ class Stores(RuleBasedStateMachine):
     @rule(worker=words, attention=st.booleans(), limit=limits, after=ids)
     def read_leased(self, worker, attention, limit, after):
         self.ask("leased", worker, attention=attention, limit=limit, after=after)
+
+    @rule(run_id=ids, limit=limits)
+    def read_namesakes(self, run_id, limit):
+        self.ask("namesakes", public_id(run_id), limit)
 
     @rule(signal=words, tenant=maybe_words, after=ids, limit=limits)
     def read_awaiting(self, signal, tenant, after, limit):

@@ -23,7 +23,7 @@ ROUTE = Route("w", "1")
 SLEEPERS = 200_000
 REPEATED = (  # the reads that the engine repeats for as long as it runs
     *("DUE", "EARLIEST", "COUNT_DUE", "FIRST_PRIORITY", "NEXT_PRIORITY", "NEXT_ROUTE"),
-    *("LEASED", "ATTENTIVE", "HOLDERS", "HOLDER", "LABELLED", "PARTS", "ROWS"),
+    *("LEASED", "ATTENTIVE", "HOLDERS", "HOLDER", "LABELLED", "NAMESAKES", "PARTS", "ROWS"),
     *("SIDE", "SIDES", "DUE_SIDES"),
 )
 

@@ -28,6 +28,7 @@ from typing import Literal
 import msgspec
 
 from streamline_trio._core.status import RunStatus, StepStatus
+from streamline_trio._core.tenancy import public_id
 
 WaitKind = Literal["timer", "human", "signal", "child", "join"]
 Outcome = Literal["value", "fired", "timed_out", "withdrawn", "failed"]
@@ -272,7 +273,7 @@ class Scheduled(Doc, frozen=True, kw_only=True):
 
 
 class Origin(Doc, frozen=True, kw_only=True):
-    """What a run was started with; never changes."""
+    """What a run was started with; never changes. `id` is the stored one, which contains the tenant."""
 
     id: str
     workflow: str
@@ -352,8 +353,13 @@ class RunDoc(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def id(self) -> str:
-        """The run's id."""
+        """The id that the run is stored under."""
         return self.origin.id
+
+    @property
+    def public_id(self) -> str:
+        """The id that its tenant knows it by; the same for a run without a tenant."""
+        return self.origin.id if self.origin.tenant is None else public_id(self.origin.id)
 
     def step(self, step_id: str) -> StepDoc:
         """The step's document; one that has not begun is pending."""

@@ -35,6 +35,8 @@ A store applies guarded changes; it decides nothing. The conditions:
     of a map's entries is not kept.
 17. `errands` gives the runs whose `errand_at` has come, earliest first, whoever holds them and whatever their
     status and route; one that does not decode as `Corrupt`. Its cost grows with what it returns.
+18. `namesakes` gives the stored ids of the tenants' runs that have a public id (see `_core.tenancy`), in order.
+    Its cost grows with what it returns.
 
 `streamline_trio.testing.conformance` checks all of it for any store.
 """
@@ -264,6 +266,10 @@ class Store(Protocol):
 
     async def by_token(self, digest: str) -> RunDoc | None:
         """The run with the open wait that the token answers."""
+        ...
+
+    async def namesakes(self, run_id: str, limit: int) -> list[str]:
+        """Stored ids of the runs of tenants that have this public id (condition 18)."""
         ...
 
     async def awaiting(self, signal: str, tenant: str | None, after: str, limit: int) -> list[str]:

@@ -81,7 +81,7 @@ class Approvals(Waits):
             reason=reason,
             shape=shape_of(returns),
             meta=None if meta is None else payload.encode(dict(meta), what="meta of the approval"),
-            token=None if token is None else digest_of(check_token(token)),
+            token=None if token is None else digest_of(check_token(token), self._driver.run.origin.tenant),
             approval=True,
         )
         value = await self._suspend(ask, token=token, on_token=on_token)

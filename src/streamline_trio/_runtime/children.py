@@ -18,6 +18,7 @@ from streamline_trio._core.joins import JoinPolicy, bits_of, branch_id, ended_wi
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.step import Step
 from streamline_trio._core.store import Applied, Failed, Insert
+from streamline_trio._core.tenancy import stored_id
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.joined import BranchResult, JoinResult
 from streamline_trio._runtime.snapshot import RunError, output_of
@@ -154,8 +155,9 @@ class ChildStarter:
         services, run, workflow, options = self._services, self._driver.run, request.workflow, self._options
         now = services.clock.now()
         value = workflow.input_payload(request.value)
+        name = record.group if record.kind == "child" else branch_id(record.group, request.index)
         origin = Origin(
-            id=record.group if record.kind == "child" else branch_id(record.group, request.index),
+            id=stored_id(run.origin.tenant, name),
             workflow=workflow.id,
             start_id=services.chance.commit_id(),
             created_at=now,
@@ -180,9 +182,9 @@ class ChildStarter:
         return _Draft(admit(start, workflow.plan, now))
 
 
-async def child_failed(services: Services, record: Record, workflow: str) -> ChildFailed:
+async def child_failed(services: Services, tenant: str | None, record: Record, workflow: str) -> ChildFailed:
     """The error of a child that did not end well; it carries the child as it is now, if it is still stored."""
-    stored = await services.read(lambda: services.store.load(record.group))
+    stored = await services.read(lambda: services.store.load(stored_id(tenant, record.group)))
     run = None if stored is None else await view(services, stored)
     why = _why(record)
     return ChildFailed(
@@ -221,7 +223,7 @@ def _why(record: Record) -> str:
 
 
 async def join_result(
-    services: Services, record: Record, branches: Sequence[tuple[str, Workflow[Any, Any]]]
+    services: Services, tenant: str | None, record: Record, branches: Sequence[tuple[str, Workflow[Any, Any]]]
 ) -> JoinResult:
     """The branches that had ended when the join was over, read from their runs."""
     ended, good = bits_of(record.ended), bits_of(record.good)
@@ -230,7 +232,8 @@ async def join_result(
     for start in range(0, len(places), CHUNK):
         chunk = places[start : start + CHUNK]
         ids = [branch_id(record.group, place) for place in chunk]
-        stored = await services.read(lambda ids=ids: services.store.load_many(ids))  # type: ignore[misc]  # a lambda with a default
+        keys = [stored_id(tenant, run_id) for run_id in ids]
+        stored = await services.read(lambda keys=keys: services.store.load_many(keys))  # type: ignore[misc]  # a lambda with a default
         for place, run_id, run in zip(chunk, ids, stored, strict=True):
             key, workflow = branches[place]
             results[key] = _branch_result(services, run_id, run, workflow, is_good=bool(good >> place & 1))

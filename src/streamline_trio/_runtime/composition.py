@@ -137,7 +137,8 @@ class Composition(Waits):
         if path in self._driver.run.pieces:
             await trio.lowlevel.checkpoint()
             return
-        await self._driver.services.emit(signal, payload, run=target, id=self._emission_id(path))
+        tenant = self._driver.run.origin.tenant
+        await self._driver.services.emit(signal, payload, run=target, id=self._emission_id(path), tenant=tenant)
         await self._pieces().save(path, _NOTHING)
 
     @property
@@ -147,7 +148,7 @@ class Composition(Waits):
 
     def _emission_id(self, path: str) -> str:
         step = self._driver.run.step(self._step.id)
-        told = f"{self.run_id}\n{step.keyed or self._step.id}\n{step.generation}\n{path}"
+        told = f"{self._driver.run.id}\n{step.keyed or self._step.id}\n{step.generation}\n{path}"
         return sha256(told.encode()).hexdigest()
 
     def _pieces(self) -> Pieces:

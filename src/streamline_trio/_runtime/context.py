@@ -20,6 +20,7 @@ from streamline_trio._core.errors import (
 )
 from streamline_trio._core.happenings import CheckpointSaved, Memoized, StateSet
 from streamline_trio._core.step import Step, step_id_of
+from streamline_trio._core.tenancy import unique_name
 from streamline_trio._runtime.approvals import Approvals
 from streamline_trio._runtime.composition import Composition
 from streamline_trio._runtime.history import Histories
@@ -144,9 +145,13 @@ class StepContext(Approvals, Composition, Joins, Histories, Generic[InputT, Stat
         return view  # type: ignore[no-any-return]  # reads like the declared outputs
 
     def idempotency_key(self, scope: str | None = None) -> str:
-        """A key for calls to the outside: the same over attempts and recoveries, another after goto or rewind."""
+        """A key for calls to the outside: the same over attempts and recoveries, another after goto or rewind.
+
+        Runs of several tenants that have the same id have different keys.
+        """
         step = self._driver.run.step(self._step.id)
-        key = f"{self.run_id}:{step.keyed or self._step.id}" + (f"~{step.generation}" if step.generation else "")
+        key = f"{unique_name(self.tenant, self.run_id)}:{step.keyed or self._step.id}"
+        key += f"~{step.generation}" if step.generation else ""
         return key if scope is None else f"{key}:{scope}"
 
     # --- keeping -------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Drift:
             "; ".join(differences),
         )
         event = DefinitionChanged(
-            run_id=run.origin.id,
+            run_id=run.public_id,
             workflow=plan.workflow,
             tenant=run.origin.tenant,
             at_millis=services.clock.now(),

@@ -320,7 +320,7 @@ class Driver:
         try:
             return await self.writer.commit(happening)
         except HolderGone:
-            raise LeaseLost(f"run {self.run.origin.id} is no longer driven here") from None
+            raise LeaseLost(f"run {self.run.public_id} is no longer driven here") from None
 
     def output_of(self, step_id: str) -> Found | None:
         """A finished step's output."""
@@ -363,7 +363,7 @@ class Driver:
         row = progress_row(entry)
         origin = self.run.origin
         event = StepProgress(
-            run_id=origin.id,
+            run_id=self.run.public_id,
             workflow=origin.workflow,
             tenant=origin.tenant,
             revision=self.run.head.revision,
@@ -385,7 +385,7 @@ class Driver:
         """Publish a frame."""
         origin = self.run.origin
         event = StepStream(
-            run_id=origin.id,
+            run_id=self.run.public_id,
             workflow=origin.workflow,
             tenant=origin.tenant,
             revision=self.run.head.revision,

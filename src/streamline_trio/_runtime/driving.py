@@ -52,7 +52,7 @@ async def _is_claimable(machinery: Machinery, run: RunDoc) -> bool | None:
         if await machinery.services.read(lambda: machinery.observer.is_dead(lease.worker)):
             return True
         raise InvalidState(
-            f"cannot drive run {run.origin.id}: worker {lease.worker} holds it",
+            f"cannot drive run {run.public_id}: worker {lease.worker} holds it",
             action="drive",
             status=head.status,
             allowed=("draft", "running", "waiting"),

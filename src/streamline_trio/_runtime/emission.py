@@ -27,6 +27,7 @@ from streamline_trio._core.signals import Signal, signal_name
 from streamline_trio._core.store import Applied, Failed, PutSide, Refused, SideDoc
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.machinery import Machinery
+from streamline_trio._runtime.tenancy import Place, scope_of
 
 BROADCASTS = "broadcast"
 KEPT = 24 * 60 * 60 * 1000
@@ -67,11 +68,12 @@ async def emit(
     signal: Signal[Any] | str,
     value: Any,
     *,
-    run: str | None,
+    run: Place | None,
     id: str | None,
     match: Mapping[str, Any] | None,
+    tenant: str | None,
 ) -> None:
-    """Store the signal where it is to go, and see that those who wait get it."""
+    """Store the signal where it is to go, and see that those who wait get it: of this tenant, or without any."""
     name = signal_name(signal)
     type_ = Any if isinstance(signal, str) else signal.type
     stored = payload.convert_input(value, type_, what=f"the payload of signal {name!r}")
@@ -82,9 +84,28 @@ async def emit(
     if run is not None:
         if match is not None:
             raise ValidationError("match selects among the runs that wait: it does not go with run=")
-        await machinery.act(run, SignalArrived(signal=name, payload=stored, id=id, remembered=given))
+        arrived = SignalArrived(signal=name, payload=stored, id=id, remembered=given)
+        await run.do(lambda key: machinery.act(key, arrived))
         return
-    await _broadcast(machinery, name, stored, id, _checked(match))
+    await _broadcast(
+        machinery,
+        BroadcastDoc(
+            signal=name,
+            payload=stored,
+            id=id,
+            at=machinery.services.clock.now(),
+            tenant=tenant,
+            match=_checked(match),
+        ),
+    )
+
+
+async def emit_from_run(
+    machinery: Machinery, signal: Signal[Any] | str, value: Any, *, run: str | None, id: str, tenant: str | None
+) -> None:
+    """Emit what a run emits: it reaches runs of the same tenant only."""
+    place = None if run is None else Place(machinery.services, run, scope_of(tenant))
+    await emit(machinery, signal, value, run=place, id=id, match=None, tenant=tenant)
 
 
 def _checked(match: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -99,17 +120,16 @@ def _checked(match: Mapping[str, Any] | None) -> dict[str, Any]:
     return plain
 
 
-async def _broadcast(machinery: Machinery, name: str, stored: bytes, id: str, match: dict[str, Any]) -> None:
+async def _broadcast(machinery: Machinery, doc: BroadcastDoc) -> None:
     """Returns once it is stored and has reached everybody who waited, as far as they could be reached.
 
     The delivery is the engine's, not the emitter's, who may be cancelled. On a store that nobody else can write
     it is due at once: whoever opens it after a crash goes on with it.
     """
     services = machinery.services
-    now = services.clock.now()
-    stored_doc = _encode(BroadcastDoc(signal=name, payload=stored, id=id, at=now, match=match))
-    key = f"\n{name}\n{id}"
-    left_to_others_at = now if services.store.exclusive else now + int(services.options.lease * 1000)
+    stored_doc, name = _encode(doc), doc.signal
+    key = f"{doc.tenant or ''}\n{name}\n{doc.id}"
+    left_to_others_at = doc.at if services.store.exclusive else doc.at + int(services.options.lease * 1000)
     outcomes: list[Outcome] = []
     finished = trio.Event()
 
@@ -194,6 +214,8 @@ def _has(run: RunDoc, field: str, value: Any) -> bool:
 
 
 def _field(run: RunDoc, field: str) -> object:
+    if field == "id":
+        return run.public_id
     return getattr(run.origin if hasattr(run.origin, field) else run.head, field)
 
 

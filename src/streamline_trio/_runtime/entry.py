@@ -28,7 +28,7 @@ class Entry:
     @property
     def run_id(self) -> str:
         """The run's id."""
-        return self._driver.run.origin.id
+        return self._driver.run.public_id
 
     @property
     def workflow(self) -> str:

@@ -20,6 +20,7 @@ from streamline_trio._core.joins import bits_of, branch_id
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Applied, Corrupt, Failed, Quarantine, Update
+from streamline_trio._core.tenancy import stored_id
 from streamline_trio._runtime.machinery import Machinery
 
 Act = Callable[[], Awaitable[None]]
@@ -178,7 +179,7 @@ class Errands:
             if errand.kind == "nudge":
                 await self._persist(lambda: self._nudge(errand))
             else:
-                await self._persist(lambda: self._cancel(errand))
+                await self._persist(lambda: self._cancel(run.origin.tenant, errand))
         except StreamlineError as error:
             self._services.report(f"the errand {errand.kind} {errand.group} is left for later", error, run)
             self._leave()
@@ -250,13 +251,14 @@ class Errands:
 
     # --- cancellation --------------------------------------------------------------------------------------
 
-    async def _cancel(self, errand: Errand) -> None:
+    async def _cancel(self, tenant: str | None, errand: Errand) -> None:
         """Cancel the child, or the branches that have not ended, as far as they were started."""
         if not errand.branches:
-            await self._cancel_some([errand.group], errand.reason)
+            await self._cancel_some([stored_id(tenant, errand.group)], errand.reason)
             return
         ended = bits_of(errand.ended)
-        left = [branch_id(errand.group, index) for index in range(errand.branches) if not ended >> index & 1]
+        indexes = (index for index in range(errand.branches) if not ended >> index & 1)
+        left = [stored_id(tenant, branch_id(errand.group, index)) for index in indexes]
         for start in range(0, len(left), _AT_ONCE):
             await self._cancel_some(left[start : start + _AT_ONCE], errand.reason)
 

@@ -8,18 +8,20 @@ from streamline_trio._core.decide import Decision, ForkRequest
 from streamline_trio._core.decide import fork as decide_fork
 from streamline_trio._core.errors import StoreUnavailable
 from streamline_trio._core.store import Applied, Failed, Insert
+from streamline_trio._core.tenancy import public_id, stored_id
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.machinery import Machinery
 
 
 async def fork(machinery: Machinery, run_id: str, from_step: str) -> str:
-    """The id of the new run. It has what was read of the old one, whatever that does meanwhile."""
+    """The stored id of the new run. It has what was read of the old one, whatever that does meanwhile."""
     services = machinery.services
     run = await machinery.load(run_id)
     plan = await services.read(lambda: machinery.registry.plan_for(run, services.store))
     while True:
         now = services.clock.now()
-        new_id, start_id = services.chance.run_id(now), services.chance.commit_id()
+        new_id = stored_id(run.origin.tenant, services.chance.run_id(now))
+        start_id = services.chance.commit_id()
         request = ForkRequest(from_step=from_step, id=new_id, start_id=start_id)
         outcome = await _insert(machinery, decide_fork(run, request, plan, now))
         if isinstance(outcome, Applied):
@@ -27,7 +29,9 @@ async def fork(machinery: Machinery, run_id: str, from_step: str) -> str:
         if isinstance(outcome, Failed):
             raise outcome.error
         if isinstance(outcome, StoreUnavailable):
-            raise StoreUnavailable(f"run {new_id}, a fork of {run_id}, may or may not be there") from outcome
+            raise StoreUnavailable(
+                f"run {public_id(new_id)}, a fork of {run.public_id}, may or may not be there"
+            ) from outcome
 
 
 async def _insert(machinery: Machinery, decision: Decision) -> Outcome:

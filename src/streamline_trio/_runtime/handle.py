@@ -29,6 +29,7 @@ from streamline_trio._core.happenings import (
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.step import Step, step_id_of
 from streamline_trio._core.store import RowKind
+from streamline_trio._core.tenancy import public_id, tenant_of
 from streamline_trio._runtime.driver import LogEntry
 from streamline_trio._runtime.driving import drive
 from streamline_trio._runtime.forking import fork
@@ -36,6 +37,7 @@ from streamline_trio._runtime.history import pinning
 from streamline_trio._runtime.metrics import RunMetrics, run_metrics
 from streamline_trio._runtime.progress import ProgressEntry
 from streamline_trio._runtime.snapshot import Run
+from streamline_trio._runtime.tenancy import Place, Scope, no_run, scope_of
 from streamline_trio._runtime.timeline import TimelineEntry, timeline
 from streamline_trio._runtime.tree import RunTree, tree_of
 
@@ -81,15 +83,21 @@ _decode_log = msgspec.msgpack.Decoder(LogEntry).decode
 class RunHandle:
     """One run of one engine. Making a handle reads nothing; every verb works on what is stored."""
 
-    def __init__(self, machinery: Machinery, run_id: str) -> None:
+    def __init__(self, machinery: Machinery, run_id: str, scope: Scope) -> None:
         self.id = run_id
         self._machinery = machinery
+        self._place = Place(machinery.services, run_id, scope)
+
+    @property
+    def tenant(self) -> str | None:
+        """The tenant in whose scope the handle was made, or whose run was started by making it."""
+        return self._place.scope.tenant
 
     def __repr__(self) -> str:
-        return f"<RunHandle {self.id}>"
+        return f"<RunHandle {self.id}>" if self.tenant is None else f"<RunHandle {self.id} of {self.tenant}>"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, RunHandle) and other.id == self.id
+        return isinstance(other, RunHandle) and other.id == self.id and other.tenant == self.tenant
 
     def __hash__(self) -> int:
         return hash(self.id)
@@ -98,7 +106,7 @@ class RunHandle:
 
     async def get(self) -> Run:
         """The run as it is stored now. Raises `RunNotFound`. A cancel point."""
-        return await self._machinery.view(await self._machinery.load(self.id))
+        return await self._machinery.view(await self._load())
 
     async def wait(self, timeout: float | timedelta | None = None) -> Run:
         """The run, once it has settled, which is after its compensation.
@@ -129,7 +137,7 @@ class RunHandle:
     async def output(self, step: Step[Any] | str) -> Any:
         """A finished step's output, rebuilt in its type; `OutputMissing`. A cancel point."""
         step_id = step_id_of(step)
-        run = await self._machinery.load(self.id)
+        run = await self._load()
         doc = run.steps.get(step_id)
         if doc is None or doc.status != "done" or doc.output is None:
             raise OutputMissing(f"step {step_id} of run {self.id} has no output", step=step_id)
@@ -139,14 +147,15 @@ class RunHandle:
 
     async def logs(self) -> list[LogLine]:
         """The lines that handlers logged, oldest first, at most the workflow's `max_step_logs`."""
-        await self._machinery.load(self.id)
-        return [_log_line(_decode_log(row)) for row in await self._rows("log")]
+        run = await self._load()
+        return [_log_line(_decode_log(row)) for row in await self._rows(run, "log")]
 
     async def progress(self) -> Progress:
         """How many steps are done, and what handlers told last by `ctx.progress`. Raises `RunNotFound`."""
-        run = await self.get()
+        stored = await self._load()
+        run = await self._machinery.view(stored)
         done = sum(step.status == "done" for step in run.steps.values())
-        told = [_decode_progress(row) for row in await self._rows("progress")]
+        told = [_decode_progress(row) for row in await self._rows(stored, "progress")]
         progress = Progress(percent=round(100 * done / len(run.steps)), done=done, total=len(run.steps))
         if not told:
             return progress
@@ -160,40 +169,44 @@ class RunHandle:
             at=instant_of(last.at),
         )
 
-    async def _rows(self, kind: RowKind) -> list[bytes]:
+    async def _rows(self, run: RunDoc, kind: RowKind) -> list[bytes]:
         """The stored rows, with those that wait in a driver here."""
         machinery = self._machinery
-        driver = machinery.crew.drivers.get(self.id)
+        driver = machinery.crew.drivers.get(run.id)
         if driver is not None:
             driver.flush_rows()
             await machinery.services.committer.flushed()
         store = machinery.services.store
-        return await machinery.services.read(lambda: store.rows(self.id, kind))
+        return await machinery.services.read(lambda: store.rows(run.id, kind))
 
     async def metrics(self) -> RunMetrics:
         """How often and how long the run's steps ran and waited, and the run as a whole; up to now."""
         machinery = self._machinery
-        run = await machinery.load(self.id)
+        run = await self._load()
         return run_metrics(run, await machinery.plan_of(run), machinery.services.clock.now())
 
     async def timeline(self) -> list[TimelineEntry]:
         """What happened when, by which worker and attempt; bounded per step."""
-        return timeline(await self._machinery.load(self.id))
+        return timeline(await self._load())
 
     async def tree(self, *, depth: int = 10, limit: int = 1000) -> RunTree:
         """The run with its children, theirs, and so on: so many levels below it, and so many runs in all.
 
         What is farthest away is left out, and told by `truncated`. Raises `RunNotFound`. A cancel point.
         """
-        return await tree_of(self._machinery, self.id, depth=depth, limit=limit)
+        return await self._place.do(lambda key: tree_of(self._machinery, key, depth=depth, limit=limit))
 
     async def stream(self) -> AsyncIterator[Any]:
         """The frames that handlers of this run stream, while this process drives it; ends when it settles."""
         publisher = self._machinery.services.publisher
-        async with publisher.subscribe("step.stream", "workflow.*", run=self.id) as events:
-            if (await self._machinery.load(self.id)).head.status in SETTLED:
+        includes = self._place.scope.includes
+        async with publisher.subscribe("step.stream", "workflow.*", run=self.id, includes=includes) as events:
+            run = await self._load()
+            if run.head.status in SETTLED:
                 return
             async for event in events:
+                if event.tenant != run.origin.tenant:
+                    continue
                 if isinstance(event, StepStream):
                     yield event.frame
                 elif event.name in _SETTLING and not getattr(event, "compensating", False):
@@ -284,7 +297,8 @@ class RunHandle:
         for a draft, a step that the run has not come to, or one after a step that has been undone. If the
         acknowledgement is lost (`StoreUnavailable`), the fork may be there.
         """
-        return RunHandle(self._machinery, await fork(self._machinery, self.id, step_id_of(from_step)))
+        step = step_id_of(from_step)
+        return handle_of(self._machinery, await self._place.do(lambda key: fork(self._machinery, key, step)))
 
     async def pin_output(self, version: int, step: str | Step[Any]) -> None:
         """Make an output of a finished step's history its output again; idempotent.
@@ -301,27 +315,33 @@ class RunHandle:
         Does nothing with a run that is settled, paused or not due. `InvalidState` when a worker elsewhere holds
         it. When cancelled it hands the run back.
         """
-        await drive(self._machinery, self.id)
+        await self._place.do(lambda key: drive(self._machinery, key))
         return await self.get()
 
     async def _act(self, happening: Any) -> RunDoc:
-        return await self._machinery.act(self.id, happening)
+        return await self._place.do(lambda key: self._machinery.act(key, happening))
+
+    async def _load(self) -> RunDoc:
+        return await self._place.do(self._machinery.load)
 
     async def _settled(self, timeout: float | timedelta | None) -> RunDoc:
+        return await self._place.do(lambda key: self._settled_at(key, timeout))
+
+    async def _settled_at(self, key: str, timeout: float | timedelta | None) -> RunDoc:
         machinery = self._machinery
-        driver = machinery.crew.drivers.get(self.id)
+        driver = machinery.crew.drivers.get(key)
         driven = driver is not None and driver.writer.is_held
         if timeout is None:
-            return await machinery.watcher.wait(self.id, driven=driven)
+            return await machinery.watcher.wait(key, driven=driven)
         seconds = seconds_of(timeout, what="timeout")
         with trio.move_on_after(seconds):
-            return await machinery.watcher.wait(self.id, driven=driven)
-        return await self._settled_late(seconds)
+            return await machinery.watcher.wait(key, driven=driven)
+        return await self._settled_late(key, seconds)
 
-    async def _settled_late(self, seconds: float) -> RunDoc:
+    async def _settled_late(self, key: str, seconds: float) -> RunDoc:
         """The time is up: the run if it has settled meanwhile, else an error that says how it stands."""
         try:
-            run = await self._machinery.services.store.load(self.id)
+            run = await self._machinery.services.store.load(key)
         except StoreUnavailable:
             run = None
         if run is not None and run.head.status in SETTLED:
@@ -332,6 +352,21 @@ class RunHandle:
     def _known_step(self, run: RunDoc, step_id: str) -> Step[Any] | None:
         workflow = self._machinery.registry.workflow_for(run)
         return None if workflow is None else workflow.steps.get(step_id)
+
+
+def handle_of(machinery: Machinery, stored: str) -> RunHandle:
+    """A handle on the run that is stored under this id."""
+    return RunHandle(machinery, public_id(stored), scope_of(tenant_of(stored)))
+
+
+def place_of(machinery: Machinery, run: RunHandle | str, scope: Scope) -> Place:
+    """The place of a run that a caller names within a scope; `RunNotFound` for a handle that is not of it."""
+    if isinstance(run, str):
+        return Place(machinery.services, run, scope)
+    place = run._place  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - of this module
+    if scope.confined and place.scope.confined and place.scope.tenant != scope.tenant:
+        raise no_run(run.id)
+    return Place(machinery.services, run.id, place.scope if place.scope.confined else scope)
 
 
 _SETTLING = frozenset(

@@ -106,7 +106,7 @@ class Joins(Waits):
         record = await self._started(ask, starter)
         if record.outcome == "value":
             return child_output(record, known)
-        failure = await child_failed(self._driver.services, record, known.id)
+        failure = await child_failed(self._driver.services, self._driver.run.origin.tenant, record, known.id)
         if on_failure == "return":
             return failure
         raise failure
@@ -146,7 +146,7 @@ class Joins(Waits):
         )
         record = await self._started(ask, starter)
         known = [(request.branch, request.workflow) for request in requests]
-        result = await join_result(self._driver.services, record, known)
+        result = await join_result(self._driver.services, self._driver.run.origin.tenant, record, known)
         if record.outcome == "value":
             return result
         raise JoinFailed(failure_of_join(record, list(branches)), result=result, step=self._step.id)

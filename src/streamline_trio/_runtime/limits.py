@@ -28,7 +28,7 @@ def check_size(stored: bytes, limit: int | None, driver: Driver, step: str, what
     """Raise `PayloadTooLarge` above the limit (bytes, as stored); warn above 1 MiB."""
     size = len(stored)
     if limit is not None and size > limit:
-        raise too_large(size, limit, driver.run.origin.id, step, what)
+        raise too_large(size, limit, driver.run.public_id, step, what)
     if size > WARN_ABOVE:
         driver.services.logger.warning(
             "%s of step %s in run %s has %d bytes: better keep large data elsewhere",

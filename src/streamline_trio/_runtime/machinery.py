@@ -15,7 +15,6 @@ from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import (
     InvalidState,
     LeaseLost,
-    RunNotFound,
     StoreUnavailable,
     ValidationError,
     WorkflowNotFound,
@@ -23,6 +22,7 @@ from streamline_trio._core.errors import (
 from streamline_trio._core.happenings import CancelAsked, Happening, Rewound
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.store import Applied, Failed, KeyTaken, Update
+from streamline_trio._core.tenancy import public_id
 from streamline_trio._runtime.claimer import Claimer
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.crew import Crew
@@ -31,6 +31,7 @@ from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.registry import Registry
 from streamline_trio._runtime.services import Services
 from streamline_trio._runtime.snapshot import Run, output_of
+from streamline_trio._runtime.tenancy import no_run
 from streamline_trio._runtime.viewing import view, warn_of_types
 from streamline_trio._runtime.watcher import Watcher
 from streamline_trio._runtime.worker import Worker
@@ -57,7 +58,7 @@ class Machinery:
         store = self.services.store
         run = await self.services.read(lambda: store.load(run_id))
         if run is None:
-            raise RunNotFound(f"there is no run {run_id}", run_id=run_id)
+            raise no_run(run_id)
         return run
 
     async def view(self, run: RunDoc) -> Run:
@@ -140,10 +141,10 @@ def _result(outcome: Outcome, run: RunDoc) -> RunDoc | None:
         raise outcome.error
     if isinstance(outcome, KeyTaken):
         raise InvalidState(
-            f"the idempotency key of run {run.origin.id} has been taken since by run {outcome.holder}",
+            f"the idempotency key of run {run.public_id} has been taken since by run {public_id(outcome.holder)}",
             action="take up",
             status=run.head.status,
             allowed=(),
-            holder=outcome.holder,
+            holder=public_id(outcome.holder),
         )
     return None

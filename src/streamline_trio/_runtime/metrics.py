@@ -52,7 +52,7 @@ def run_metrics(run: RunDoc, plan: Plan | None, now: int) -> RunMetrics:
     end = now if head.ended_at is None else head.ended_at
     begun = end if head.started_at is None else head.started_at
     return RunMetrics(
-        run_id=origin.id,
+        run_id=run.public_id,
         status=head.status,
         steps=steps,
         total_duration=_seconds([(begun, end)]),

@@ -25,7 +25,7 @@ from streamline_trio._runtime.claimer import Claimer
 from streamline_trio._runtime.clock import Chance, Clock, WallClock, virtual_clock
 from streamline_trio._runtime.committer import GroupCommitter
 from streamline_trio._runtime.crew import Crew
-from streamline_trio._runtime.emission import emit, sweep_broadcasts
+from streamline_trio._runtime.emission import emit_from_run, sweep_broadcasts
 from streamline_trio._runtime.engine import Engine
 from streamline_trio._runtime.errands import Errands
 from streamline_trio._runtime.machinery import Machinery
@@ -36,6 +36,7 @@ from streamline_trio._runtime.publisher import Publisher
 from streamline_trio._runtime.registry import Registry
 from streamline_trio._runtime.services import Options, Services
 from streamline_trio._runtime.store_urls import store_from
+from streamline_trio._runtime.tenancy import TENANCIES, Scope, Tenancy
 from streamline_trio._runtime.watcher import Watcher
 from streamline_trio._runtime.worker import Worker
 
@@ -55,6 +56,7 @@ async def open_engine(
     poll_interval: float | timedelta = 1.0,
     drain_timeout: float | timedelta = 10.0,
     max_recoveries: int = 5,
+    tenancy: Tenancy = "optional",
     clock: Clock | None = None,
     logger: logging.Logger | None = None,
     chance: Chance | None = None,
@@ -66,7 +68,9 @@ async def open_engine(
     what another process wrote may go unseen. Leaving the block drains: nothing further begins, steps that run
     have `drain_timeout` to end, then they are cancelled and their runs handed back; all tasks have ended when
     it is left. A store that does not take these last writes within seconds is not waited for: other workers then
-    find the runs as those of a worker that crashed. An exception of the body leaves unchanged. `clock` and
+    find the runs as those of a worker that crashed. An exception of the body leaves unchanged. With
+    `tenancy="required"` verbs outside a tenant's scope raise `TenantRequired`; what the engine does by itself is
+    not affected. `clock` and
     `chance` (ids and randomness) are for tests. Raises `DefinitionError`, `ValidationError`, `StoreUnavailable`.
     """
     options = Options(
@@ -76,6 +80,7 @@ async def open_engine(
         poll_interval=_positive(poll_interval, "poll_interval"),
         drain_timeout=seconds_of(drain_timeout, what="drain_timeout"),
         max_recoveries=_whole(max_recoveries, "max_recoveries", 0),
+        tenancy=_tenancy(tenancy),
     )
     opened = store_from(store)
     life = _Life(
@@ -158,7 +163,7 @@ class _Life:
                     self._serve(nursery, machinery, errands)
                     self._machinery = machinery
                     self._scope.shield = True
-                    task_status.started(Engine(machinery))
+                    task_status.started(Engine(machinery, Scope(required=self._options.tenancy == "required")))
         finally:
             if unwatch is not None:
                 unwatch()
@@ -192,7 +197,7 @@ class _Life:
             publisher=publisher,
             settled=lambda run: watcher.settled(run),  # noqa: PLW0108 - made below
             due=lambda due_at: claimer.notify(due_at),  # noqa: PLW0108 - made below
-            emit=lambda *signal, **told: emit(machinery, *signal, match=None, **told),
+            emit=lambda *signal, **told: emit_from_run(machinery, *signal, **told),
             errands=lambda run: errands.committed(run),  # noqa: PLW0108 - made below
             registry=self._registry,
         )
@@ -396,6 +401,12 @@ def _checked_name(name: str | None) -> str | None:
     if name is not None and not is_tag(name):
         raise ValidationError(f"name is a short printable text, not {name!r}")
     return name
+
+
+def _tenancy(value: Tenancy) -> Tenancy:
+    if value not in TENANCIES:
+        raise ValidationError(f"tenancy is one of {TENANCIES}, not {value!r}")
+    return value
 
 
 def _positive(value: float | timedelta, what: str) -> float:

@@ -9,6 +9,7 @@ from streamline_trio._core.documents import Parent, RunDoc
 from streamline_trio._core.errors import DataCorruption
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Corrupt
+from streamline_trio._core.tenancy import public_id
 
 if TYPE_CHECKING:
     from streamline_trio._runtime.services import Services
@@ -75,7 +76,7 @@ async def _parents(services: Services, asked: Iterable[Parent]) -> dict[str, Run
 
 def _reason(asked: Parent, parent: RunDoc | None) -> str | None:
     """Why the child is not wanted any more, if it is not."""
-    name = f"its parent, run {asked.run},"
+    name = f"its parent, run {public_id(asked.run)},"
     if parent is None:
         return None if asked.detached else f"{name} is gone"
     if parent.head.status == "cancelled" or parent.head.cancel_requested:

@@ -16,22 +16,32 @@ from streamline_trio._core.events import EVENTS, EngineError, Event
 _BUFFER = 10_000
 
 Listener = Callable[[Any], Awaitable[None] | None]
+Includes = Callable[[Event], bool]
+
+
+def _all(_event: Event) -> bool:
+    return True
 
 
 class Subscription:
     """An async iterator over events, as they are published. `dropped` counts those it was too slow for."""
 
     def __init__(
-        self, patterns: tuple[str, ...], run: str | None, receive: trio.MemoryReceiveChannel[Event]
+        self,
+        patterns: tuple[str, ...],
+        run: str | None,
+        receive: trio.MemoryReceiveChannel[Event],
+        includes: Includes = _all,
     ) -> None:
         self._patterns = patterns
         self._run = run
         self._receive = receive
+        self._includes = includes
         self.dropped = 0
 
     def wants(self, event: Event) -> bool:
         """Whether it listens to this event."""
-        if self._run is not None and event.run_id != self._run:
+        if (self._run is not None and event.run_id != self._run) or not self._includes(event):
             return False
         return any(fnmatchcase(event.name, pattern) for pattern in self._patterns)
 
@@ -79,17 +89,22 @@ class Publisher:
             self._subscriptions.pop(subscription, None)
 
     @asynccontextmanager
-    async def subscribe(self, *names: str, run: str | None = None) -> AsyncGenerator[Subscription]:
-        """Listen while the block lasts; nothing published inside it is missed up to 10,000 unread events."""
-        subscription = self._open(names, run)
+    async def subscribe(
+        self, *names: str, run: str | None = None, includes: Includes = _all
+    ) -> AsyncGenerator[Subscription]:
+        """Listen while the block lasts; nothing published inside it is missed up to 10,000 unread events.
+
+        `run` is a public id, which runs of several tenants may have; `includes` tells which of them are meant.
+        """
+        subscription = self._open(names, run, includes)
         try:
             yield subscription
         finally:
             self._close(subscription)
 
-    def on(self, name: str, listener: Listener) -> Callable[[], None]:
+    def on(self, name: str, listener: Listener, includes: Includes = _all) -> Callable[[], None]:
         """Call `listener` for each event, one after the other; returns the function that ends it."""
-        subscription = self._open((name,), None)
+        subscription = self._open((name,), None, includes)
 
         async def listen() -> None:
             async for event in subscription:
@@ -118,12 +133,12 @@ class Publisher:
                     )
                 )
 
-    def _open(self, names: tuple[str, ...], run: str | None) -> Subscription:
+    def _open(self, names: tuple[str, ...], run: str | None, includes: Includes) -> Subscription:
         patterns = names or ("*",)
         for pattern in patterns:
             _check_pattern(pattern)
         send, receive = trio.open_memory_channel[Event](_BUFFER)
-        subscription = Subscription(patterns, run, receive)
+        subscription = Subscription(patterns, run, receive, includes)
         self._subscriptions[subscription] = send
         return subscription
 

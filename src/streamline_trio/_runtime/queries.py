@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Generic, Literal, TypedDict, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, get_args
 
 import msgspec
 import whenever
@@ -18,7 +18,11 @@ from streamline_trio._core.durations import instant_millis
 from streamline_trio._core.errors import ValidationError
 from streamline_trio._core.status import RUN_STATUSES, RunStatus
 from streamline_trio._core.store import Cursor, RunQuery, SortKey
-from streamline_trio._runtime.handle import RunHandle
+from streamline_trio._runtime.handle import RunHandle, place_of
+from streamline_trio._runtime.tenancy import Scope
+
+if TYPE_CHECKING:
+    from streamline_trio._runtime.machinery import Machinery
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -36,6 +40,7 @@ class RunFilters(TypedDict, total=False):
 
     workflow: Workflow[Any, Any] | str | None
     version: str | None
+    tenant: str | None
     status: RunStatus | Sequence[RunStatus] | None
     user: str | None
     tags: Sequence[str]
@@ -63,8 +68,17 @@ class Page(msgspec.Struct, Generic[T_co], frozen=True):
         return len(self.items)
 
 
-def query_of(filters: Mapping[str, Any]) -> RunQuery:
-    """The store's form of the filters; `ValidationError` names what is wrong."""
+async def query_of(machinery: Machinery, scope: Scope, filters: Mapping[str, Any]) -> RunQuery:
+    """The store's form of the filters, within the scope; `ValidationError` names what is wrong."""
+    scope = scope.demanded(filters.get("tenant"))
+    query = _plain_query(filters)
+    if query.parent is not None:
+        parent = await place_of(machinery, filters["parent"], scope).find()
+        query = msgspec.structs.replace(query, parent=parent)
+    return msgspec.structs.replace(query, tenant=scope.tenant)
+
+
+def _plain_query(filters: Mapping[str, Any]) -> RunQuery:
     unknown = set(filters) - set(RunFilters.__annotations__)
     if unknown:
         raise ValidationError(f"unknown filters {sorted(unknown)}; known are {sorted(RunFilters.__annotations__)}")

@@ -131,7 +131,7 @@ class Scatter:
     def _result(self, key: Key) -> Any:
         piece = self._driver.run.pieces.get(key.path)
         if piece is None:  # somebody took the run for dead since, and rewound it
-            run_id = self._driver.run.origin.id
+            run_id = self._driver.run.public_id
             raise LeaseLost(f"run {run_id} went on elsewhere", run_id=run_id)
         return self._decoder.decode(piece.value, what=self._what(key))
 

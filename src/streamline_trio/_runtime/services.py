@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import trio
 
@@ -40,6 +40,7 @@ class Options:
     poll_interval: float
     drain_timeout: float
     max_recoveries: int
+    tenancy: Literal["optional", "required"]
 
 
 @dataclass(kw_only=True)
@@ -102,7 +103,7 @@ class Services:
         self.logger.error("%s: %s", context, text, exc_info=error)
         origin = None if run is None else run.origin
         event = EngineError(
-            run_id="" if origin is None else origin.id,
+            run_id="" if run is None else run.public_id,
             workflow="" if origin is None else origin.workflow,
             tenant=None if origin is None else origin.tenant,
             at_millis=self.clock.now(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import whenever
@@ -27,6 +27,7 @@ from streamline_trio._core.joins import bits_of
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.rollback import in_undo_order
 from streamline_trio._core.status import RunStatus, StepStatus
+from streamline_trio._core.tenancy import public_id
 from streamline_trio._runtime.history import OutputVersion, output_versions
 
 
@@ -151,6 +152,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _plain = payload.decoder(Any)
+RunT = TypeVar("RunT", Parent, ForkedFrom)
 
 
 def snapshot(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None) -> Run:
@@ -158,7 +160,7 @@ def snapshot(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None
     origin, head = run.origin, run.head
     steps = _steps(run, plan, workflow)
     return Run(
-        id=origin.id,
+        id=run.public_id,
         workflow=origin.workflow,
         version=head.version,
         status=head.status,
@@ -183,7 +185,7 @@ def snapshot(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None
         tags=origin.tags,
         meta={} if origin.meta is None else msgspec.msgpack.decode(origin.meta),
         idempotency_key=origin.idempotency_key,
-        parent=origin.parent,
+        parent=_named(origin.parent),
         lease=head.lease,
         fence=head.fence,
         revision=head.revision,
@@ -191,7 +193,7 @@ def snapshot(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None
         cancel_requested=head.cancel_requested,
         cancel_reason=head.cancel_reason,
         compensation=_undone(run),
-        forked_from=origin.forked_from,
+        forked_from=_named(origin.forked_from),
     )
 
 
@@ -331,6 +333,11 @@ def _error(error: ErrorDoc | None) -> RunError | None:
     return RunError(
         code=error.code, message=error.message, type=error.type, step=error.step, traceback=error.traceback
     )
+
+
+def _named(other: RunT | None) -> RunT | None:
+    """The run that another one tells of, by the id that its tenant knows."""
+    return None if other is None else msgspec.structs.replace(other, run=public_id(other.run))
 
 
 def _scheduled(run: RunDoc) -> ScheduledStart | None:

@@ -20,6 +20,7 @@ from streamline_trio._core.errors import InvalidState, StoreUnavailable, Validat
 from streamline_trio._core.local_time import LocalTime, scheduled
 from streamline_trio._core.naming import TAG_RULE, is_tag
 from streamline_trio._core.store import Applied, Failed, Insert, KeyTaken
+from streamline_trio._core.tenancy import MARK, check_tenant, public_id, stored_id
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.machinery import Machinery
 
@@ -39,10 +40,11 @@ class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
     tags: Sequence[str] = ()
     meta: Mapping[str, Any] | None = None
     run_id: str | None = None
+    tenant: str | None = None
 
 
 async def start(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, options: StartOptions) -> str:
-    """The id of the new run, or of the active one that holds the same key."""
+    """The stored id of the new run, or of the active one that holds the same key."""
     request = _request(machinery, workflow, value, options)
     while True:
         outcome = await _insert(machinery, workflow, request)
@@ -53,7 +55,7 @@ async def start(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, 
         if isinstance(outcome, Failed):
             raise outcome.error
         if isinstance(outcome, StoreUnavailable):
-            raise StoreUnavailable(f"run {request.origin.id} may or may not have started") from outcome
+            raise StoreUnavailable(f"run {public_id(request.origin.id)} may or may not have started") from outcome
         found = await _why_refused(machinery, request)
         if found is not None:
             return found
@@ -73,11 +75,11 @@ async def _why_refused(machinery: Machinery, request: StartRequest) -> str | Non
     if stored.origin.start_id == origin.start_id:
         return origin.id
     raise InvalidState(
-        f"cannot start run {origin.id}: the id is in use",
+        f"cannot start run {stored.public_id}: the id is in use",
         action="start",
         status=stored.head.status,
         allowed=(),
-        run_id=origin.id,
+        run_id=stored.public_id,
     )
 
 
@@ -132,11 +134,12 @@ def _request(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, opt
     stored = workflow.input_payload(value)
     asked = _scheduled(options, now)
     origin = Origin(
-        id=options.run_id or chance.run_id(now),
+        id=stored_id(options.tenant, options.run_id or chance.run_id(now)),
         workflow=workflow.id,
         start_id=chance.commit_id(),
         created_at=now,
         input=stored,
+        tenant=options.tenant,
         priority=options.priority,
         user=options.user,
         tags=tuple(dict.fromkeys((*workflow.tags, *options.tags))),
@@ -169,6 +172,10 @@ def _check(workflow: Workflow[Any, Any], options: StartOptions) -> None:
         raise ValidationError(f"{where}: priority is a whole number from -100 to 100, not {options.priority!r}")
     _check_text(options.idempotency_key, f"{where}: idempotency_key", _MAX_KEY)
     _check_text(options.run_id, f"{where}: run_id", _MAX_RUN_ID)
+    if options.run_id is not None and MARK in options.run_id:
+        raise ValidationError(f"{where}: run_id cannot contain {MARK!r}")
+    if options.tenant is not None:
+        check_tenant(options.tenant)
     _check_text(options.user, f"{where}: user", _MAX_KEY)
     if isinstance(options.tags, str) or not all(is_tag(tag) for tag in options.tags):
         raise ValidationError(f"{where}: tags are texts of {TAG_RULE}, not {options.tags!r}")

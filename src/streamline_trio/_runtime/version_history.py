@@ -36,8 +36,8 @@ class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.workers)
 
 
-async def list_versions(services: Services, workflow: str) -> list[VersionInfo]:
-    """The stored versions, the highest first."""
+async def list_versions(services: Services, workflow: str, tenant: str | None = None) -> list[VersionInfo]:
+    """The stored versions, the highest first; `active` runs of the tenant, if one is given."""
     store = services.store
     plans: defaultdict[str, list[Plan]] = defaultdict(list)
     for plan in await services.read(lambda: stored_plans(store, workflow)):
@@ -45,7 +45,7 @@ async def list_versions(services: Services, workflow: str) -> list[VersionInfo]:
     live = await services.read(lambda: live_workers(store))
     found: list[VersionInfo] = []
     for version in sorted(plans, key=version_key, reverse=True):
-        query = RunQuery(workflow=workflow, version=version, status=tuple(sorted(ACTIVE)))
+        query = RunQuery(workflow=workflow, version=version, status=tuple(sorted(ACTIVE)), tenant=tenant)
         active = await services.read(lambda query=query: store.count(query))  # type: ignore[misc]  # a lambda with a default
         route = Route(workflow, version)
         found.append(

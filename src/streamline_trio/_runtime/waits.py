@@ -98,7 +98,7 @@ class Waits(Entry):
             reason=reason,
             shape=None if returns is Any else describe(returns),
             meta=None if meta is None else payload.encode(dict(meta), what="meta of the wait"),
-            token=None if token is None else digest_of(check_token(token)),
+            token=None if token is None else digest_of(check_token(token), self._driver.run.origin.tenant),
         )
         value = await self._suspend(ask, token=token, on_token=on_token)
         return decoder.decode(value, what=f"the answer to {reason!r}")
@@ -216,8 +216,10 @@ class Waits(Entry):
 
     async def _tell_token(self, ask: Ask, token: str | None, on_token: Callable[[str], Awaitable[object]]) -> Ask:
         """Open the wait so that it can be answered, and pass its token on."""
-        known = self._driver.mint_token() if token is None else token
-        ask = msgspec.structs.replace(ask, token=digest_of(known))
+        known = token
+        if known is None:
+            known = self._driver.mint_token()
+            ask = msgspec.structs.replace(ask, token=digest_of(known))
         await self._driver.commit(WaitOpened(step=self._step.id, ask=ask, **self._held))
         self._suspender.opened((ask,))
         await on_token(known)

@@ -7,9 +7,11 @@ from collections.abc import Callable
 import trio
 
 from streamline_trio._core.documents import RunDoc
-from streamline_trio._core.errors import InvalidState, RunNotFound, StoreUnavailable
+from streamline_trio._core.errors import InvalidState, StoreUnavailable
 from streamline_trio._core.status import SETTLED
+from streamline_trio._core.tenancy import public_id
 from streamline_trio._runtime.services import Services
+from streamline_trio._runtime.tenancy import no_run
 
 _READ_AT_ONCE = 200
 
@@ -71,11 +73,11 @@ class Watcher:
     async def _explain(self, run_id: str) -> RunDoc:
         """Why a run cannot be waited for: there is none, it does not decode, or the engine has closed."""
         if self._closed:
-            raise InvalidState(f"cannot wait for run {run_id}: the engine has closed", action="wait")
+            raise InvalidState(f"cannot wait for run {public_id(run_id)}: the engine has closed", action="wait")
         store = self._services.store
         run = await self._services.read(lambda: store.load(run_id))
         if run is None:
-            raise RunNotFound(f"there is no run {run_id}", run_id=run_id)
+            raise no_run(run_id)
         return run if run.head.status in SETTLED else await self.wait(run_id, driven=False)
 
     def close(self) -> None:

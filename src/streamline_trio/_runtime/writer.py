@@ -258,7 +258,7 @@ class RunWriter:
             entry.fail(error)
 
     def _lease_lost(self) -> LeaseLost:
-        return LeaseLost(f"the lease on run {self.run.origin.id} is no longer ours", run_id=self.run.origin.id)
+        return LeaseLost(f"the lease on run {self.run.public_id} is no longer ours", run_id=self.run.public_id)
 
 
 def _touched(decisions: Sequence[Decision]) -> Touched:

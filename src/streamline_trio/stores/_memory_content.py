@@ -23,6 +23,7 @@ from streamline_trio._core.store import (
     Verdict,
     Write,
 )
+from streamline_trio._core.tenancy import MARK, public_id
 from streamline_trio.stores._derived import (
     KeyChange,
     UniqueKey,
@@ -55,6 +56,7 @@ class Content:
         self.attention = Groups()
         self.awaiting = Groups()
         self.children = Groups()
+        self.namesakes = Groups()
         self.rows: dict[str, dict[RowKind, tuple[bytes, ...]]] = {}
         self.sides: dict[tuple[str, str], SideDoc] = {}
 
@@ -175,6 +177,8 @@ class Content:
             self.awaiting.add((origin.tenant, signal), run.id)
         if origin.parent is not None:
             self.children.add(origin.parent.run, run.id)
+        if MARK in run.id:
+            self.namesakes.add(public_id(run.id), run.id)
 
     def _enter_queues(self, run: RunDoc) -> None:
         head = run.head
@@ -191,6 +195,8 @@ class Content:
             self.awaiting.discard((run.origin.tenant, signal), run.id)
         if run.origin.parent is not None:
             self.children.discard(run.origin.parent.run, run.id)
+        if MARK in run.id:
+            self.namesakes.discard(public_id(run.id), run.id)
 
     def _leave_queues(self, run: RunDoc) -> None:
         self.due.discard(run)

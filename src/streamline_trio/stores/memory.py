@@ -95,6 +95,11 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return self._load(self._content.keys.get(UniqueKey("token", digest)))
 
+    async def namesakes(self, run_id: str, limit: int) -> list[str]:
+        """Stored ids of the runs of tenants that have this public id, in order."""
+        await trio.lowlevel.checkpoint()
+        return self._content.namesakes.after(run_id, "", limit)
+
     async def awaiting(self, signal: str, tenant: str | None, after: str, limit: int) -> list[str]:
         """Ids of runs with an open wait for the signal in the tenant's scope, in id order after `after`."""
         await trio.lowlevel.checkpoint()

@@ -19,6 +19,7 @@ from streamline_trio._core.store import (
     Store,
     Update,
 )
+from streamline_trio._core.tenancy import stored_id
 from streamline_trio.testing._conformance_base import (
     NotConformant,
     Subject,
@@ -347,6 +348,21 @@ async def waits_for_a_signal_are_found(subject: Subject) -> None:
         expect(await store.awaiting("s", "", "", 9), [], "of the tenant with the empty name")
         await must(store, moved(a, records={"k": record("signal", signal="s", outcome="value")}))
         expect(await store.awaiting("s", None, "", 9), ["b"], "after an answer")
+
+
+@check(18)
+async def namesakes_are_found(subject: Subject) -> None:
+    """The runs of tenants that have a public id, in order; not the one without a tenant, nor of longer ids."""
+    async with opened(subject) as store:
+        names = [(None, "r"), ("b", "r"), ("a", "r"), ("a", "ra"), ("a", "r-"), ("z", "q"), ("\u00fc", "r")]
+        runs = [sample(stored_id(tenant, name), tenant=tenant) for tenant, name in names]
+        await put(store, *runs)
+        wanted = [stored_id(tenant, "r") for tenant in ("a", "b", "\u00fc")]
+        expect(await store.namesakes("r", 9), wanted, "namesakes")
+        expect(await store.namesakes("r", 2), wanted[:2], "the first two")
+        expect(await store.namesakes("s", 9), [], "of an id that nobody has")
+        await must(store, Delete(wanted[0], runs[2].head.revision))
+        expect(await store.namesakes("r", 9), wanted[1:], "after a delete")
 
 
 @check(None)

@@ -25,6 +25,7 @@ from streamline_trio._core.checking import check_reason, is_text, is_whole
 from streamline_trio._core.durations import instant_millis, instant_of, seconds_of, to_millis
 from streamline_trio._core.signals import Signal, signal_name
 from streamline_trio._core.step import step_id_of
+from streamline_trio._core.tenancy import unique_name
 from streamline_trio._runtime.limits import too_large
 from streamline_trio._runtime.outputs import Found, OutputsView
 from streamline_trio._runtime.state import with_fields
@@ -269,7 +270,7 @@ class FakeContext(FakeJoins, FakePeople[InputT, StateT, OutputsT]):
 
     def idempotency_key(self, scope: str | None = None) -> str:
         """The key that a run of this id gives in this step."""
-        key = f"{self._run_id}:{self._step_id}"
+        key = f"{unique_name(self._tenant, self._run_id)}:{self._step_id}"
         return key if scope is None else f"{key}:{scope}"
 
     # --- suspending ----------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class TwiceEngine(Engine):
     """The engine of a scenario in which one delivery comes twice."""
 
     def __init__(self, engine: Engine, mishap: DeliverTwice, tell: Callable[[str], None]) -> None:
-        super().__init__(engine._machinery)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the same engine
+        super().__init__(engine._machinery, engine._scope)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the same engine
         self._deliveries = _Deliveries(engine, mishap, tell)
 
     async def start(self, *args: Any, **kwargs: Any) -> RunHandle:
@@ -67,8 +67,8 @@ class TwiceEngine(Engine):
         handle: RunHandle = await self._deliveries.carry_out("engine.start", lambda: start(*args, **kwargs))
         return self._twice(handle)
 
-    def run(self, run_id: str) -> RunHandle:
-        return self._twice(super().run(run_id))
+    def run(self, run_id: str, *, tenant: str | None = None) -> RunHandle:
+        return self._twice(super().run(run_id, tenant=tenant))
 
     async def emit(self, *args: Any, **kwargs: Any) -> None:
         emit = super().emit
@@ -90,7 +90,7 @@ class _TwiceHandle(RunHandle):
     """A handle whose deliveries are counted too."""
 
     def __init__(self, handle: RunHandle, deliveries: _Deliveries) -> None:
-        super().__init__(handle._machinery, handle.id)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the same run
+        super().__init__(handle._machinery, handle.id, handle._place.scope)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - the same run
         self._deliveries = deliveries
 
     async def resume(self, *args: Any, **kwargs: Any) -> None:

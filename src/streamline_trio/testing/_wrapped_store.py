@@ -49,6 +49,7 @@ class WrappedStore:
     load_many: Any = _through("load_many")
     by_active_key: Any = _through("by_active_key")
     by_token: Any = _through("by_token")
+    namesakes: Any = _through("namesakes")
     awaiting: Any = _through("awaiting")
     due: Any = _through("due")
     next_due: Any = _through("next_due")

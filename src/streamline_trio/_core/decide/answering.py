@@ -33,9 +33,9 @@ def answered(turn: Turn, happening: Answered) -> None:
         raise turn.invalid("resume", f"it waits for its {_CHILDREN[record.kind]}, not for an answer", "waiting")
     if payload is None:
         if record.kind == "human":
-            raise ValidationError(f"the wait {_title(record)!r} of run {turn.run.id} needs a payload")
+            raise ValidationError(f"the wait {_title(record)!r} of run {turn.run.public_id} needs a payload")
         payload = NULL
-    check_shape(record, payload, f"the answer to {_title(record)!r} of run {turn.run.id}")
+    check_shape(record, payload, f"the answer to {_title(record)!r} of run {turn.run.public_id}")
     _settle_wait(turn, key, "fired" if record.kind == "timer" else "value", value=payload)
 
 
@@ -59,7 +59,7 @@ def signal_arrived(turn: Turn, happening: SignalArrived) -> bool:
     key = open_for(turn, happening.signal, happening.payload)
     if key is not None:
         record = turn.records[key]
-        check_shape(record, happening.payload, f"signal {happening.signal!r} for run {turn.run.id}")
+        check_shape(record, happening.payload, f"signal {happening.signal!r} for run {turn.run.public_id}")
         _settle_wait(turn, key, "value", value=happening.payload)
     elif happening.addressed:
         _keep(turn, happening)

@@ -49,7 +49,7 @@ def output_pinned(turn: Turn, happening: OutputPinned) -> bool:
     if chosen is None:
         known = ", ".join(str(version.version) for version in step.history) or "none"
         raise ValidationError(
-            f"step {happening.step} of run {turn.run.id} has no output {happening.version} in its history;"
+            f"step {happening.step} of run {turn.run.public_id} has no output {happening.version} in its history;"
             f" there are: {known}",
             step=happening.step,
             version=happening.version,
@@ -65,4 +65,4 @@ def output_pinned(turn: Turn, happening: OutputPinned) -> bool:
 
 def _require_holder(turn: Turn, happening: OutputPinned) -> None:
     if happening.worker is not None and turn.lease != Lease(worker=happening.worker, fence=happening.fence):
-        raise LeaseLost(f"the lease on run {turn.run.id} is no longer ours", run_id=turn.run.id)
+        raise LeaseLost(f"the lease on run {turn.run.public_id} is no longer ours", run_id=turn.run.public_id)

@@ -87,7 +87,7 @@ def _recover(turn: Turn, lost: Lease, happening: Claimed | LeaseLapsed) -> None:
     if turn.step(step_id).status == "running":
         turn.note_crash(step_id, lost.worker)
     if streak > happening.max_recoveries and not turn.cancel_requested:
-        text = f"run {turn.run.id} was recovered {streak - 1} times in a row without progress"
+        text = f"run {turn.run.public_id} was recovered {streak - 1} times in a row without progress"
         turn.emit(WorkflowDeadLettered, recoveries=recoveries)
         turn.change(dead_lettered=True)
         _fail_current(turn, ErrorDoc(code=DEAD_LETTERED, message=text, type="DeadLettered", step=step_id))
@@ -116,7 +116,7 @@ def _knows_current_step(turn: Turn) -> bool:
 def _settle_mismatch(turn: Turn) -> None:
     text = (
         f"workflow {turn.plan.workflow} {turn.plan.version} has no step {turn.current_step},"
-        f" where run {turn.run.id} stands"
+        f" where run {turn.run.public_id} stands"
     )
     _fail_current(
         turn,

@@ -79,7 +79,7 @@ def _cancel_unwanted(turn: Turn, before: Record, now: Record | None) -> None:
         group=before.group,
         branches=before.branches if before.kind == "join" else 0,
         ended=ended,
-        reason=f"its parent, run {turn.run.id}, {why}",
+        reason=f"its parent, run {turn.run.public_id}, {why}",
     )
     _send(turn, errand)
 

@@ -156,7 +156,7 @@ def go_on(turn: Turn, target: str | None, worker: str, *, release: bool) -> None
 def overdue(turn: Turn) -> ErrorDoc:
     """The error of a run that took longer than its workflow's timeout."""
     limit = turn.plan.timeout
-    text = f"run {turn.run.id} exceeded its timeout" + ("" if limit is None else f" of {limit:g} s")
+    text = f"run {turn.run.public_id} exceeded its timeout" + ("" if limit is None else f" of {limit:g} s")
     return ErrorDoc(code=RunTimeout.code, message=text, type="RunTimeout", step=turn.current_step)
 
 

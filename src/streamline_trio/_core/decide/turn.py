@@ -67,7 +67,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
         origin, revision = self.run.origin, self.run.head.revision
         return tuple(
             event(
-                run_id=origin.id,
+                run_id=self.run.public_id,
                 workflow=origin.workflow,
                 tenant=origin.tenant,
                 revision=revision,
@@ -145,14 +145,16 @@ class Turn:
     def current(self) -> str:
         """The current step's id; a run without one is corrupt."""
         if self.current_step is None:
-            raise DataCorruption(f"run {self.run.id} is {self.status} without a current step", run_id=self.run.id)
+            raise DataCorruption(
+                f"run {self.run.public_id} is {self.status} without a current step", run_id=self.run.public_id
+            )
         return self.current_step
 
     def require_held(self, happening: Held) -> None:
         """Raise `LeaseLost` unless the run is leased to this worker under this fence."""
         lease = self.lease
         if lease is None or lease.fence != happening.fence or lease.worker != happening.worker:
-            raise LeaseLost(f"the lease on run {self.run.id} is no longer ours", run_id=self.run.id)
+            raise LeaseLost(f"the lease on run {self.run.public_id} is no longer ours", run_id=self.run.public_id)
 
     def require_running(self, step_id: str) -> StepDoc:
         """The step, which must be the current one and running."""
@@ -164,7 +166,7 @@ class Turn:
     def invalid(self, action: str, why: str, *allowed: str) -> InvalidState:
         """The error for a verb that the run's state does not allow."""
         return InvalidState(
-            f"cannot {action} run {self.run.id}, which is {self.status}: {why}",
+            f"cannot {action} run {self.run.public_id}, which is {self.status}: {why}",
             action=action,
             status=self.status,
             allowed=allowed,
@@ -193,7 +195,7 @@ class Turn:
     def to(self, status: RunStatus) -> None:
         """Move the run to a status; staying is no move."""
         if status != self.status:
-            check_run_transition(self.run.id, self.status, status)
+            check_run_transition(self.run.public_id, self.status, status)
             self.status = status
 
     def put(self, name: MapName, key: str, value: Any) -> None:
@@ -230,7 +232,7 @@ class Turn:
     def move_step(self, step_id: str, status: StepStatus, **fields: Any) -> StepDoc:
         """Move a step to a status, checked against the table, and set fields of it."""
         step = self.steps.get(step_id) or _PENDING
-        check_step_transition(self.run.origin.id, step_id, step.status, status)
+        check_step_transition(self.run.public_id, step_id, step.status, status)
         step = _replace(step, status=status, **fields)
         self.put_step(step_id, step)
         return step

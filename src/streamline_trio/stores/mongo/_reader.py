@@ -13,6 +13,7 @@ from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import DataCorruption
 from streamline_trio._core.status import RUN_STATUSES
 from streamline_trio._core.store import Corrupt, Cursor, Route, RowKind, RunQuery, SideDoc, SortKey, Tally
+from streamline_trio._core.tenancy import namesakes_range
 from streamline_trio.stores._derived import signal_label
 from streamline_trio.stores.mongo._changes import rows_name, side_name
 from streamline_trio.stores.mongo._client import Server, Stored
@@ -55,6 +56,12 @@ class Reader:
     def by_token(self, digest: str) -> RunDoc | None:
         """The run whose open wait the token answers."""
         return self._one({"tokens": digest}, self._runs)
+
+    def namesakes(self, run_id: str, limit: int) -> list[str]:
+        """Ids of the runs of tenants that have this public id."""
+        first, beyond = namesakes_range(run_id)
+        found = self._runs.find({"_id": {"$gte": first, "$lt": beyond}}, {"_id": 1}).sort("_id", 1).limit(limit)
+        return [stored["_id"] for stored in found]
 
     def awaiting(self, signal: str, tenant: str | None, after: str, limit: int) -> list[str]:
         """Ids of runs that wait for the signal."""

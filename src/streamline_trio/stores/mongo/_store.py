@@ -142,6 +142,10 @@ class MongoStore:
         """The run with the open wait that the token answers."""
         return await self._read(lambda reader: reader.by_token(digest))
 
+    async def namesakes(self, run_id: str, limit: int) -> list[str]:
+        """Stored ids of the runs of tenants that have this public id, in order."""
+        return await self._read(lambda reader: reader.namesakes(run_id, limit))
+
     async def awaiting(self, signal: str, tenant: str | None, after: str, limit: int) -> list[str]:
         """Ids of runs with an open wait for the signal in the tenant's scope, in id order after `after`."""
         return await self._read(lambda reader: reader.awaiting(signal, tenant, after, limit))

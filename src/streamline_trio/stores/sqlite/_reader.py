@@ -15,6 +15,7 @@ from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import DataCorruption
 from streamline_trio._core.status import RUN_STATUSES
 from streamline_trio._core.store import Corrupt, Route, RowKind, SideDoc, Tally
+from streamline_trio._core.tenancy import namesakes_range
 from streamline_trio.stores._derived import UniqueKey, signal_label
 from streamline_trio.stores.sqlite._statements import PARTS_OF_RUNS, run_all
 
@@ -23,6 +24,7 @@ PARTS = """
 """
 HOLDER = "SELECT run_id FROM keys WHERE kind = ? AND key = ?"
 LABELLED = "SELECT run_id FROM labels WHERE label = ? AND run_id > ? ORDER BY run_id LIMIT ?"
+NAMESAKES = "SELECT id FROM runs WHERE id >= ? AND id < ? ORDER BY id LIMIT ?"
 LEASED = "SELECT id FROM runs INDEXED BY runs_leased WHERE worker = ? AND id > ? ORDER BY id LIMIT ?"
 ATTENTIVE = """
     SELECT id FROM runs INDEXED BY runs_leased
@@ -118,6 +120,11 @@ def load_holder(connection: sqlite3.Connection, key: UniqueKey) -> RunDoc | None
     """The run that holds the key."""
     row = connection.execute(HOLDER, key).fetchone()
     return None if row is None else load(connection, row[0])
+
+
+def namesakes(connection: sqlite3.Connection, run_id: str, limit: int) -> list[str]:
+    """Ids of the runs of tenants that have this public id."""
+    return _column(connection, NAMESAKES, (*namesakes_range(run_id), limit))
 
 
 def awaiting(connection: sqlite3.Connection, signal: str, tenant: str | None, after: str, limit: int) -> list[str]:
