@@ -21,6 +21,8 @@ A store applies guarded changes; it decides nothing. The conditions:
  9. Reads are linearizable: they see every write that was applied before they began, by whomever.
 10. `due` gives runs without a lease whose `due_at` has come, on the given routes: highest priority first, then
     earliest due. Its cost grows with what it returns, not with the runs that sleep or belong to other routes.
+    `skip` passes over so many of the highest priority that is due, but leaves `limit` of them, or all if there
+    are no more.
 11. A stored run that does not decode is given as `Corrupt`, by `due` and `leased`; `load` raises
     `DataCorruption`, and so do `by_active_key` and `by_token`. `Quarantine` takes it out of every queue until
     its next update, without touching its content; it is `Refused` if there is no such run.
@@ -35,6 +37,12 @@ A store applies guarded changes; it decides nothing. The conditions:
     of a map's entries is not kept.
 17. `errands` gives the runs whose `errand_at` has come, earliest first, whoever holds them and whatever their
     status and route; one that does not decode as `Corrupt`. Its cost grows with what it returns.
+18. `due_in_turn` gives runs that `due` would give, whatever their priority, of tenants in turn: in the order of
+    their names after `after`, then the runs without a tenant as if they were one, then the names up to `after`
+    itself; of the first `limit` that have any, at most `TENANTS_AT_ONCE`. Each gives those that have waited
+    longest, one by one in turn, until there are `limit`. They wait since their `due_at`, what is due at once
+    since it was ready (`due_since`); what waits only from a later instant than `now` is not given. The cost grows
+    with what is returned and with the tenants that have unleased runs on the routes, not with their runs.
 
 `streamline_trio.testing.conformance` checks all of it for any store.
 """
@@ -50,6 +58,9 @@ import msgspec
 from streamline_trio._core.documents import RunDoc, WaitKind
 from streamline_trio._core.errors import StreamlineError
 from streamline_trio._core.status import RunStatus
+
+TENANTS_AT_ONCE = 10
+"""Of how many tenants one look gives runs (condition 18)."""
 
 RowKind = Literal["log", "progress"]
 SortKey = Literal["created_at", "-created_at", "updated_at", "-updated_at"]
@@ -273,8 +284,14 @@ class Store(Protocol):
         """
         ...
 
-    async def due(self, routes: Sequence[Route], now: int, limit: int) -> list[RunDoc | Corrupt]:
+    async def due(self, routes: Sequence[Route], now: int, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
         """Unleased runs whose time has come (condition 10)."""
+        ...
+
+    async def due_in_turn(
+        self, routes: Sequence[Route], now: int, after: str | None, limit: int
+    ) -> list[RunDoc | Corrupt]:
+        """Some of them, of one tenant after the other (condition 18)."""
         ...
 
     async def next_due(self, routes: Sequence[Route]) -> int | None:

@@ -51,6 +51,7 @@ class WrappedStore:
     by_token: Any = _through("by_token")
     awaiting: Any = _through("awaiting")
     due: Any = _through("due")
+    due_in_turn: Any = _through("due_in_turn")
     next_due: Any = _through("next_due")
     errands: Any = _through("errands")
     leased: Any = _through("leased")

@@ -146,9 +146,15 @@ class MongoStore:
         """Ids of runs with an open wait for the signal in the tenant's scope, in id order after `after`."""
         return await self._read(lambda reader: reader.awaiting(signal, tenant, after, limit))
 
-    async def due(self, routes: Sequence[Route], now: int, limit: int) -> list[RunDoc | Corrupt]:
+    async def due(self, routes: Sequence[Route], now: int, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
         """Unleased runs whose time has come; its cost does not grow with the runs that sleep."""
-        return await self._read(lambda reader: reader.due(routes, now, limit))
+        return await self._read(lambda reader: reader.due(routes, now, limit, skip=skip))
+
+    async def due_in_turn(
+        self, routes: Sequence[Route], now: int, after: str | None, limit: int
+    ) -> list[RunDoc | Corrupt]:
+        """Some of them, of one tenant after the other; of each the ones that have waited longest."""
+        return await self._read(lambda reader: reader.due_in_turn(routes, now, after, limit))
 
     async def next_due(self, routes: Sequence[Route]) -> int | None:
         """The earliest `due_at` on the routes, past or future; None if there is none."""
