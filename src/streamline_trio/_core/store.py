@@ -43,6 +43,8 @@ A store applies guarded changes; it decides nothing. The conditions:
     longest, one by one in turn, until there are `limit`. They wait since their `due_at`, what is due at once
     since it was ready (`due_since`); what waits only from a later instant than `now` is not given. The cost grows
     with what is returned and with the tenants that have unleased runs on the routes, not with their runs.
+19. `leased_by_priority` gives the runs leased to a worker, highest priority first, then by id, `skip` of them
+    passed over. Its cost may grow with the leases of that worker, not with anything else.
 
 `streamline_trio.testing.conformance` checks all of it for any store.
 """
@@ -304,6 +306,10 @@ class Store(Protocol):
 
     async def leased(self, worker: str, *, attention: bool, limit: int, after: str = "") -> list[RunDoc | Corrupt]:
         """Runs leased to the worker, in id order after `after`; with `attention` only those that have it."""
+        ...
+
+    async def leased_by_priority(self, worker: str, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
+        """Runs leased to the worker, those first that are to be taken over first (condition 19)."""
         ...
 
     async def lease_holders(self) -> list[str]:

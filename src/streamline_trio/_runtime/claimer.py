@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -13,7 +13,7 @@ from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import StoreUnavailable, StreamlineError
 from streamline_trio._core.happenings import CancelAsked, Claimed
-from streamline_trio._core.store import Applied, Corrupt, Quarantine, Update
+from streamline_trio._core.store import Applied, Corrupt, Quarantine, Refused, Update
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.crew import FRAGILE_FROM, Crew
 from streamline_trio._runtime.crowding import Crowding
@@ -136,8 +136,8 @@ class Claimer:
             runs = await self._share_out(limit, runs, now)
         else:
             self._share.all_fits()
-        posted = await self._claim(runs, lease_dead=False)
-        self._crowding.told(posted.succeeded, posted.posted - posted.succeeded)
+        claims = await self._claim(runs, lease_dead=False)
+        self._crowding.told(claims.succeeded, claims.refused)
         return len(runs)
 
     async def _share_out(self, limit: int, by_priority: list[RunDoc | Corrupt], now: int) -> list[RunDoc | Corrupt]:
@@ -156,20 +156,20 @@ class Claimer:
     # --- runs of dead workers ------------------------------------------------------------------------------
 
     async def _take_over(self, worker: str, limit: int) -> int:
-        """Claim runs of a worker that is gone; when none is left, forget it."""
-        taken, after = 0, ""
-        left = False
-        while taken < limit:
-            page = await self._services.store.leased(worker, attention=False, limit=limit, after=after)
+        """Claim runs of a worker that is gone, highest priority first; when none is left, forget it."""
+        taken, stayed = 0, 0
+        while taken < limit and self._crew.free > 0:
+            page = await self._services.store.leased_by_priority(worker, limit - taken, skip=stayed)
             if not page:
-                if not left:
+                if not stayed:
                     await self._observer.forget(worker)
                 break
-            after = _id_of(page[-1])
-            mine = [run for run in page if self._may_take_over(run)][: limit - taken]
-            claimed = (await self._claim(mine, lease_dead=True)).succeeded
-            left = left or claimed + await self._let_go(worker, page) < len(page)
-            taken += claimed
+            mine = [run for run in page if self._may_take_over(run)]
+            claims = await self._claim(mine, lease_dead=True)
+            taken += claims.succeeded
+            # Whoever was faster has taken it: it is not in the way of the next page.
+            gone = claims.succeeded + claims.refused + claims.set_aside + await self._let_go(worker, page)
+            stayed += len(page) - gone
         return taken
 
     async def _let_go(self, dead: str, page: Sequence[RunDoc | Corrupt]) -> int:
@@ -187,7 +187,7 @@ class Claimer:
     # --- the claim -----------------------------------------------------------------------------------------
 
     async def _claim(self, runs: Sequence[RunDoc | Corrupt], *, lease_dead: bool) -> _Countdown:
-        """Decide and commit each; how many were posted and are ours now. Returns when all have their verdicts."""
+        """Decide and commit each; what became of them. Returns when all have their verdicts."""
         waiting = _Countdown()
         worker = self._worker.id
         if worker is None:
@@ -197,7 +197,8 @@ class Claimer:
         orphans = await orphans_among(self._services, runs)
         for run in runs:
             if isinstance(run, Corrupt):
-                self.quarantine(run)
+                waiting.add()
+                self.quarantine(run, waiting.count_set_aside)
             elif self._crew.try_reserve(run.origin.id):
                 orphaned = orphans.get(run.origin.id)
                 self._claim_one(run, happening if orphaned is None else CancelAsked(reason=orphaned), waiting)
@@ -238,13 +239,13 @@ class Claimer:
             self._crew.drive(run, workflow)
         else:
             self._crew.cancel_reservation(run.origin.id)
-        waiting.count_down(succeeded=applied)
+        waiting.count_down(outcome)
 
-    def quarantine(self, run: Corrupt) -> None:
+    def quarantine(self, run: Corrupt, told: Callable[[Outcome], None] = lambda _outcome: None) -> None:
         """Take a run that does not decode out of every queue, and report it."""
         error = StreamlineError(f"run {run.run_id} cannot be decoded and is set aside: {run.error}")
         self._services.report("quarantine", error)
-        self._services.committer.post(Quarantine(run.run_id), lambda _outcome: None)
+        self._services.committer.post(Quarantine(run.run_id), told)
 
     def _is_set_aside(self, run: RunDoc | Corrupt) -> bool:
         until = self._set_aside.get(_id_of(run))
@@ -261,24 +262,32 @@ def _id_of(run: RunDoc | Corrupt) -> str:
 
 
 class _Countdown:
-    """Waits for the verdicts of one round of claims."""
+    """Waits for the verdicts of one round of claims, and counts them."""
 
-    __slots__ = ("_done", "_left", "fragile", "posted", "succeeded")
+    __slots__ = ("_done", "_left", "fragile", "refused", "set_aside", "succeeded")
 
     def __init__(self) -> None:
         self._left = 0
-        self.posted = 0
         self._done = trio.Event()
         self.succeeded = 0
+        self.refused = 0
+        self.set_aside = 0
         self.fragile = False
 
     def add(self) -> None:
         self._left += 1
-        self.posted += 1
 
-    def count_down(self, *, succeeded: bool) -> None:
+    def count_down(self, outcome: Outcome) -> None:
+        self.succeeded += isinstance(outcome, Applied)
+        self.refused += isinstance(outcome, Refused)
+        self._tell()
+
+    def count_set_aside(self, _outcome: Outcome) -> None:
+        self.set_aside += 1
+        self._tell()
+
+    def _tell(self) -> None:
         self._left -= 1
-        self.succeeded += succeeded
         if not self._left:
             self._done.set()
 

@@ -128,6 +128,13 @@ class MemoryStore:
         group = self._content.attention if attention else self._content.leased
         return [self._given(run_id) for run_id in group.after(worker, after, limit)]
 
+    async def leased_by_priority(self, worker: str, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
+        """Runs leased to the worker, highest priority first, then by id."""
+        await trio.lowlevel.checkpoint()
+        runs = self._content.runs
+        order = sorted(self._content.leased.of(worker), key=lambda run_id: (-runs[run_id].origin.priority, run_id))
+        return [self._given(run_id) for run_id in order[skip : skip + limit]]
+
     async def lease_holders(self) -> list[str]:
         """The distinct workers that leases name, sorted."""
         await trio.lowlevel.checkpoint()

@@ -132,3 +132,40 @@ async def what_does_not_decode_has_its_turn(subject: Subject) -> None:
         if not found or not isinstance(found[0], Corrupt):
             raise NotConformant(f"a run that does not decode was given in turn as {found[:1]}")
         expect(_ids(found), "bad good", "in turn")
+
+
+@check(19)
+async def leases_come_by_priority(subject: Subject) -> None:
+    """Of this worker alone, highest priority first, then by id; from some place on, and as many as asked."""
+    async with opened(subject) as store:
+        low, high = sample("a", worker="x", priority=-100), sample("c", worker="x", priority=100)
+        await put(
+            store,
+            low,
+            high,
+            sample("d", worker="x"),
+            sample("b", worker="x", workflow="v"),
+            sample("other", worker="y", priority=50),
+            sample("free", due_at=1),
+        )
+        order = ["c", "b", "d", "a"]
+        for skip in range(6):
+            for limit in range(1, 6):
+                runs = await store.leased_by_priority("x", limit, skip=skip)
+                expect(_ids(runs), " ".join(order[skip : skip + limit]), f"leased, limit {limit}, skip {skip}")
+        expect(await store.leased_by_priority("x", 1), [high], "the run itself")
+        await must(store, Update(high, after(high, worker=None, due_at=1)))
+        expect(_ids(await store.leased_by_priority("x", 9)), "b d a", "leased after a hand-over")
+        expect(await store.leased_by_priority("z", 9), [], "leased to nobody")
+
+
+@check(19, needs="spoil")
+async def a_lease_that_does_not_decode_is_told(subject: Subject) -> None:
+    """As `Corrupt`, so that it can be set aside."""
+    async with opened(subject) as store:
+        await put(store, sample("bad", worker="x", priority=1), sample("good", worker="x"))
+        assert subject.spoil is not None
+        await subject.spoil(store, "bad")
+        found = await store.leased_by_priority("x", 9)
+        expect([isinstance(run, Corrupt) for run in found], [True, False], "leased")
+        expect(_ids(found), "bad good", "leased")

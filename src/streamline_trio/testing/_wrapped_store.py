@@ -55,6 +55,7 @@ class WrappedStore:
     next_due: Any = _through("next_due")
     errands: Any = _through("errands")
     leased: Any = _through("leased")
+    leased_by_priority: Any = _through("leased_by_priority")
     lease_holders: Any = _through("lease_holders")
     find: Any = _through("find")
     count: Any = _through("count")

@@ -113,6 +113,13 @@ class Reader:
         found = self._given(self._runs.find(where).sort("_id", 1).limit(limit))
         return [run for run in found if isinstance(run, Corrupt) or _is_leased(run, worker)]
 
+    def leased_by_priority(self, worker: str, limit: int, skip: int) -> list[RunDoc | Corrupt]:
+        """Runs leased to the worker; the server puts all its leases in order."""
+        found = self._runs.find({"lease.worker": worker}).sort([("priority", -1), ("_id", 1)]).skip(skip)
+        return [
+            run for run in self._given(found.limit(limit)) if isinstance(run, Corrupt) or _is_leased(run, worker)
+        ]
+
     def lease_holders(self) -> list[str]:
         """The distinct workers of leases."""
         return sorted(self._runs.distinct("lease.worker", {"lease.worker": {"$gte": ""}}))

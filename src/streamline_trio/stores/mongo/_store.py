@@ -168,6 +168,10 @@ class MongoStore:
         """Runs leased to the worker, in id order after `after`; with `attention` only those that have it."""
         return await self._read(lambda reader: reader.leased(worker, limit, after, attention=attention))
 
+    async def leased_by_priority(self, worker: str, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
+        """Runs leased to the worker, highest priority first, then by id."""
+        return await self._read(lambda reader: reader.leased_by_priority(worker, limit, skip))
+
     async def lease_holders(self) -> list[str]:
         """The distinct workers that leases name, sorted."""
         return await self._read(lambda reader: reader.lease_holders())

@@ -29,6 +29,9 @@ ATTENTIVE = """
     SELECT id FROM runs INDEXED BY runs_leased
     WHERE worker = ? AND attention = 1 AND id > ? ORDER BY id LIMIT ?
 """
+INHERITED = """
+    SELECT id FROM runs INDEXED BY runs_leased WHERE worker = ? ORDER BY priority DESC, id LIMIT ? OFFSET ?
+"""
 HOLDERS = """
     WITH RECURSIVE holders (worker) AS (
         SELECT min(worker) FROM runs INDEXED BY runs_leased WHERE worker IS NOT NULL
@@ -179,6 +182,13 @@ def leased(
     """Runs leased to the worker."""
     run_ids = _column(connection, ATTENTIVE if attention else LEASED, (worker, after, limit))
     return load_all(connection, run_ids)
+
+
+def leased_by_priority(
+    connection: sqlite3.Connection, worker: str, limit: int, skip: int
+) -> list[RunDoc | Corrupt]:
+    """Runs leased to the worker; all its leases are put in order, without their runs being loaded."""
+    return load_all(connection, _column(connection, INHERITED, (worker, limit, skip)))
 
 
 def lease_holders(connection: sqlite3.Connection) -> list[str]:

@@ -193,6 +193,10 @@ class SqliteStore:
         """Runs leased to the worker, in id order after `after`; with `attention` only those that have it."""
         return await self._read(_reader.leased, worker, limit, after, attention=attention)
 
+    async def leased_by_priority(self, worker: str, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
+        """Runs leased to the worker, highest priority first, then by id."""
+        return await self._read(_reader.leased_by_priority, worker, limit, skip)
+
     async def lease_holders(self) -> list[str]:
         """The distinct workers that leases name, sorted."""
         return await self._read(_reader.lease_holders)

@@ -13,7 +13,7 @@ from streamline_trio.stores.sqlite._reader import load_all
 DUE_TENANTS = """
     WITH RECURSIVE tenants (tenant) AS (
         SELECT min(tenant) FROM runs INDEXED BY runs_turns
-        WHERE workflow = ?1 AND version = ?2 AND tenant > ?3 AND tenant <= ?4 AND due_at IS NOT NULL
+        WHERE workflow = ?1 AND version = ?2 AND tenant >= ?3 AND tenant <= ?4 AND due_at IS NOT NULL
         UNION ALL
         SELECT (
             SELECT min(tenant) FROM runs INDEXED BY runs_turns
@@ -32,7 +32,7 @@ DUE_OF_TENANT = """
     SELECT since, id FROM runs INDEXED BY runs_turns
     WHERE workflow = ? AND version = ? AND tenant IS ? AND since <= ? AND due_at <= ? ORDER BY since, id LIMIT ?
 """
-_LAST_NAME = "\U0010ffff"
+_BEYOND_ALL_NAMES = b""  # no text is greater than a blob
 
 
 def due_in_turn(
@@ -52,7 +52,11 @@ def _tenants(
 ) -> list[str | None]:
     """The next tenants that have due runs, beside them the runs without a tenant, which may have none."""
     found: set[str | None] = {None}
-    for first, last in [("", _LAST_NAME)] if after is None else [(after, _LAST_NAME), ("", after)]:
+    first = "" if after is None else after + "\0"
+    stretches: list[tuple[str, str | bytes]] = [(first, _BEYOND_ALL_NAMES)]
+    if after is not None:
+        stretches.append(("", after))
+    for first, last in stretches:
         for route in routes:
             values = (route.workflow, route.version, first, last, now, most)
             found.update(tenant for (tenant,) in connection.execute(DUE_TENANTS, values))
