@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.store import (
+    TENANTS_AT_ONCE,
     AppendRows,
     Applied,
     Corrupt,
@@ -31,6 +32,7 @@ from streamline_trio._core.store import (
 )
 
 __all__ = [
+    "TENANTS_AT_ONCE",
     "AppendRows",
     "Applied",
     "Corrupt",

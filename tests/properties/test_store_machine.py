@@ -196,10 +196,14 @@ class Stores(RuleBasedStateMachine):
         )
         assert of_other == of_memory
 
-    @rule(routes=route_lists, now=times, limit=limits)
-    def read_due(self, routes, now, limit):
-        self.ask("due", routes, now, limit)
+    @rule(routes=route_lists, now=times, limit=limits, skip=limits)
+    def read_due(self, routes, now, limit, skip):
+        self.ask("due", routes, now, limit, skip=skip)
         self.ask("next_due", routes)
+
+    @rule(routes=route_lists, now=times, after=maybe_words, limit=limits)
+    def read_due_in_turn(self, routes, now, after, limit):
+        self.ask("due_in_turn", routes, now, after, limit)
 
     @rule(now=times, limit=limits)
     def read_errands(self, now, limit):
@@ -212,6 +216,10 @@ class Stores(RuleBasedStateMachine):
     @rule(run_id=ids, limit=limits)
     def read_namesakes(self, run_id, limit):
         self.ask("namesakes", public_id(run_id), limit)
+
+    @rule(worker=words, limit=limits, skip=st.integers(0, 3))
+    def read_leased_by_priority(self, worker, limit, skip):
+        self.ask("leased_by_priority", worker, limit, skip=skip)
 
     @rule(signal=words, tenant=maybe_words, after=ids, limit=limits)
     def read_awaiting(self, signal, tenant, after, limit):

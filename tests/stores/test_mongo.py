@@ -68,6 +68,7 @@ async def test_a_run_is_a_natural_document(databases):
         assert await store.write([Insert(run)]) == [Applied()]
         stored = databases.of(url).runs.find_one({"state.items.sku": "a", "steps.pay.status": "done"})
     labels = stored.pop("labels")
+    assert stored.pop("due_since") == stored["due_at"]
     assert len(labels) == 2
     assert stored == {
         "_id": "r1",

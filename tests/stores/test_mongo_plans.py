@@ -36,6 +36,7 @@ async def remove(store: MongoStore) -> None:
 
 QUERIES: dict[tuple[str, str], Callable[[MongoStore], Awaitable[object]]] = {
     (RUNS, "due"): lambda store: store.due([ROUTE], 5, 100),
+    (RUNS, "turns"): lambda store: store.due_in_turn([ROUTE], 5, None, 1),
     (RUNS, "next_due"): lambda store: store.next_due([ROUTE]),
     (RUNS, "errands"): lambda store: store.errands(5, 100),
     (RUNS, "leased"): lambda store: store.leased("w-1", attention=True, limit=100),
@@ -94,7 +95,7 @@ def test_every_index_has_a_query() -> None:
 @pytest.mark.parametrize("index", INDEXES, ids=lambda index: f"{index.collection}.{index.name}")
 async def test_the_query_asks_for_what_its_index_is_led_by(databases: Any, index: Any) -> None:
     commands = await commands_of(databases.url(), QUERIES[index.collection, index.name])
-    (command,) = [command for command in commands if next(iter(command.values())) == index.collection]
+    command = next(command for command in commands if next(iter(command.values())) == index.collection)
     asked = json.dumps([command.get("filter"), command.get("sort"), command.get("deletes")], default=str)
     assert f'"{next(iter(index.keys))}"' in asked
     for field in index.only or {}:

@@ -21,6 +21,8 @@ A store applies guarded changes; it decides nothing. The conditions:
  9. Reads are linearizable: they see every write that was applied before they began, by whomever.
 10. `due` gives runs without a lease whose `due_at` has come, on the given routes: highest priority first, then
     earliest due. Its cost grows with what it returns, not with the runs that sleep or belong to other routes.
+    `skip` passes over so many of the highest priority that is due, but leaves `limit` of them, or all if there
+    are no more.
 11. A stored run that does not decode is given as `Corrupt`, by `due` and `leased`; `load` raises
     `DataCorruption`, and so do `by_active_key` and `by_token`. `Quarantine` takes it out of every queue until
     its next update, without touching its content; it is `Refused` if there is no such run.
@@ -37,6 +39,14 @@ A store applies guarded changes; it decides nothing. The conditions:
     status and route; one that does not decode as `Corrupt`. Its cost grows with what it returns.
 18. `namesakes` gives the stored ids of the tenants' runs that have a public id (see `_core.tenancy`), in order.
     Its cost grows with what it returns.
+19. `due_in_turn` gives runs that `due` would give, whatever their priority, of tenants in turn: in the order of
+    their names after `after`, then the runs without a tenant as if they were one, then the names up to `after`
+    itself; of the first `limit` that have any, at most `TENANTS_AT_ONCE`. Each gives those that have waited
+    longest, one by one in turn, until there are `limit`. They wait since their `due_at`, what is due at once
+    since it was ready (`due_since`); what waits only from a later instant than `now` is not given. The cost grows
+    with what is returned and with the tenants that have unleased runs on the routes, not with their runs.
+20. `leased_by_priority` gives the runs leased to a worker, highest priority first, then by id, `skip` of them
+    passed over. Its cost may grow with the leases of that worker, not with anything else.
 
 `streamline_trio.testing.conformance` checks all of it for any store.
 """
@@ -52,6 +62,9 @@ import msgspec
 from streamline_trio._core.documents import RunDoc, WaitKind
 from streamline_trio._core.errors import StreamlineError
 from streamline_trio._core.status import RunStatus
+
+TENANTS_AT_ONCE = 10
+"""Of how many tenants one look gives runs (condition 18)."""
 
 RowKind = Literal["log", "progress"]
 SortKey = Literal["created_at", "-created_at", "updated_at", "-updated_at"]
@@ -279,8 +292,14 @@ class Store(Protocol):
         """
         ...
 
-    async def due(self, routes: Sequence[Route], now: int, limit: int) -> list[RunDoc | Corrupt]:
+    async def due(self, routes: Sequence[Route], now: int, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
         """Unleased runs whose time has come (condition 10)."""
+        ...
+
+    async def due_in_turn(
+        self, routes: Sequence[Route], now: int, after: str | None, limit: int
+    ) -> list[RunDoc | Corrupt]:
+        """Some of them, of one tenant after the other (condition 18)."""
         ...
 
     async def next_due(self, routes: Sequence[Route]) -> int | None:
@@ -293,6 +312,10 @@ class Store(Protocol):
 
     async def leased(self, worker: str, *, attention: bool, limit: int, after: str = "") -> list[RunDoc | Corrupt]:
         """Runs leased to the worker, in id order after `after`; with `attention` only those that have it."""
+        ...
+
+    async def leased_by_priority(self, worker: str, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
+        """Runs leased to the worker, those first that are to be taken over first (condition 19)."""
         ...
 
     async def lease_holders(self) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -13,10 +13,12 @@ from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import StoreUnavailable, StreamlineError
 from streamline_trio._core.happenings import CancelAsked, Claimed
-from streamline_trio._core.store import Applied, Corrupt, Quarantine, Update
+from streamline_trio._core.store import Applied, Corrupt, Quarantine, Refused, Update
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.crew import FRAGILE_FROM, Crew
+from streamline_trio._runtime.crowding import Crowding
 from streamline_trio._runtime.drift import Drift
+from streamline_trio._runtime.fair_share import FairShare
 from streamline_trio._runtime.lapses import Lapses
 from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.orphans import orphans_among
@@ -42,6 +44,10 @@ class Claimer:
         self._wake = trio.Event()
         self._until = math.inf
         self._set_aside: dict[str, float] = {}
+        self._share = FairShare()
+        self._crowding = Crowding()
+        self.is_behind: bool = False
+        """Whether more may be due than there are places, so that whoever took one at once would jump the queue."""
         self.lapses: Lapses = Lapses(services, registry)
         self.drift: Drift = Drift(services, registry)
 
@@ -93,6 +99,7 @@ class Claimer:
     async def _until_able(self) -> None:
         """Until there is a place and an id to claim under."""
         if self._crew.free <= 0:
+            self.is_behind = True
             await self._crew.wait_changed()
         if self._worker.id is None:
             await self._worker.enlist()
@@ -117,30 +124,52 @@ class Claimer:
 
     async def _take_due(self, limit: int) -> int:
         """Claim due runs; how many were found."""
-        now = self._services.clock.now()
-        found = await self._services.store.due(self._registry.routes, now, limit + len(self._set_aside))
-        self._services.circuit.worked("read")
-        runs = [run for run in found if not self._is_set_aside(run)][:limit]
-        await self._claim(runs, lease_dead=False)
+        services, now = self._services, self._services.clock.now()
+        skip = self._crowding.skip(limit, services.chance.roll())
+        # One more than there are places tells whether all that is due fits.
+        asked = limit + 1 + len(self._set_aside)
+        found = await services.store.due(self._registry.routes, now, asked, skip=skip)
+        services.circuit.worked("read")
+        runs = [run for run in found if not self._is_set_aside(run)]
+        self.is_behind = len(runs) > limit
+        if self.is_behind:
+            runs = await self._share_out(limit, runs, now)
+        else:
+            self._share.all_fits()
+        claims = await self._claim(runs, lease_dead=False)
+        self._crowding.told(claims.succeeded, claims.refused)
         return len(runs)
+
+    async def _share_out(self, limit: int, by_priority: list[RunDoc | Corrupt], now: int) -> list[RunDoc | Corrupt]:
+        """More is due than fits: who gets a place."""
+        began, share = trio.current_time(), self._share
+        in_turn = share.due_in_turn(limit, began)
+        share.more_is_due(limit)
+        if not in_turn:
+            return by_priority[:limit]
+        store, asked = self._services.store, in_turn + len(self._set_aside)
+        found = await store.due_in_turn(self._registry.routes, now, share.after, asked)
+        share.looked(began, trio.current_time())
+        waited = [run for run in found if not self._is_set_aside(run)][:in_turn]
+        return share.choose(limit, by_priority, waited)
 
     # --- runs of dead workers ------------------------------------------------------------------------------
 
     async def _take_over(self, worker: str, limit: int) -> int:
-        """Claim runs of a worker that is gone; when none is left, forget it."""
-        taken, after = 0, ""
-        left = False
-        while taken < limit:
-            page = await self._services.store.leased(worker, attention=False, limit=limit, after=after)
+        """Claim runs of a worker that is gone, highest priority first; when none is left, forget it."""
+        taken, stayed = 0, 0
+        while taken < limit and self._crew.free > 0:
+            page = await self._services.store.leased_by_priority(worker, limit - taken, skip=stayed)
             if not page:
-                if not left:
+                if not stayed:
                     await self._observer.forget(worker)
                 break
-            after = _id_of(page[-1])
-            mine = [run for run in page if self._may_take_over(run)][: limit - taken]
-            claimed = await self._claim(mine, lease_dead=True)
-            left = left or claimed + await self._let_go(worker, page) < len(page)
-            taken += claimed
+            mine = [run for run in page if self._may_take_over(run)]
+            claims = await self._claim(mine, lease_dead=True)
+            taken += claims.succeeded
+            # Whoever was faster has taken it: it is not in the way of the next page.
+            gone = claims.succeeded + claims.refused + claims.set_aside + await self._let_go(worker, page)
+            stayed += len(page) - gone
         return taken
 
     async def _let_go(self, dead: str, page: Sequence[RunDoc | Corrupt]) -> int:
@@ -157,23 +186,24 @@ class Claimer:
 
     # --- the claim -----------------------------------------------------------------------------------------
 
-    async def _claim(self, runs: Sequence[RunDoc | Corrupt], *, lease_dead: bool) -> int:
-        """Decide and commit each; how many are ours now. Returns when all have their verdicts."""
+    async def _claim(self, runs: Sequence[RunDoc | Corrupt], *, lease_dead: bool) -> _Countdown:
+        """Decide and commit each; what became of them. Returns when all have their verdicts."""
         waiting = _Countdown()
         worker = self._worker.id
         if worker is None:
-            return 0
+            return waiting
         recoveries = self._services.options.max_recoveries
         happening = Claimed(worker=worker, lease_dead=lease_dead, max_recoveries=recoveries)
         orphans = await orphans_among(self._services, runs)
         for run in runs:
             if isinstance(run, Corrupt):
-                self.quarantine(run)
+                waiting.add()
+                self.quarantine(run, waiting.count_set_aside)
             elif self._crew.try_reserve(run.origin.id):
                 orphaned = orphans.get(run.origin.id)
                 self._claim_one(run, happening if orphaned is None else CancelAsked(reason=orphaned), waiting)
         await waiting.wait()
-        return waiting.succeeded
+        return waiting
 
     def _claim_one(self, run: RunDoc, happening: Claimed | CancelAsked, waiting: _Countdown) -> None:
         run_id, workflow = run.origin.id, self._registry.workflow_for(run)
@@ -209,13 +239,13 @@ class Claimer:
             self._crew.drive(run, workflow)
         else:
             self._crew.cancel_reservation(run.origin.id)
-        waiting.count_down(succeeded=applied)
+        waiting.count_down(outcome)
 
-    def quarantine(self, run: Corrupt) -> None:
+    def quarantine(self, run: Corrupt, told: Callable[[Outcome], None] = lambda _outcome: None) -> None:
         """Take a run that does not decode out of every queue, and report it."""
         error = StreamlineError(f"run {run.run_id} cannot be decoded and is set aside: {run.error}")
         self._services.report("quarantine", error)
-        self._services.committer.post(Quarantine(run.run_id), lambda _outcome: None)
+        self._services.committer.post(Quarantine(run.run_id), told)
 
     def _is_set_aside(self, run: RunDoc | Corrupt) -> bool:
         until = self._set_aside.get(_id_of(run))
@@ -232,22 +262,32 @@ def _id_of(run: RunDoc | Corrupt) -> str:
 
 
 class _Countdown:
-    """Waits for the verdicts of one round of claims."""
+    """Waits for the verdicts of one round of claims, and counts them."""
 
-    __slots__ = ("_done", "_left", "fragile", "succeeded")
+    __slots__ = ("_done", "_left", "fragile", "refused", "set_aside", "succeeded")
 
     def __init__(self) -> None:
         self._left = 0
         self._done = trio.Event()
         self.succeeded = 0
+        self.refused = 0
+        self.set_aside = 0
         self.fragile = False
 
     def add(self) -> None:
         self._left += 1
 
-    def count_down(self, *, succeeded: bool) -> None:
+    def count_down(self, outcome: Outcome) -> None:
+        self.succeeded += isinstance(outcome, Applied)
+        self.refused += isinstance(outcome, Refused)
+        self._tell()
+
+    def count_set_aside(self, _outcome: Outcome) -> None:
+        self.set_aside += 1
+        self._tell()
+
+    def _tell(self) -> None:
         self._left -= 1
-        self.succeeded += succeeded
         if not self._left:
             self._done.set()
 

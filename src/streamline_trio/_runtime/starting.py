@@ -107,6 +107,8 @@ async def _worker_for(machinery: Machinery, request: StartRequest) -> str | None
     worker = machinery.worker.id
     if not machinery.is_worker or request.start_at is not None or worker is None:
         return None
+    if machinery.claimer.is_behind:
+        return None  # it stands in line
     return worker if machinery.crew.try_reserve(request.origin.id) else None
 
 

@@ -35,6 +35,7 @@ from streamline_trio.stores._derived import (
     unique_keys,
 )
 from streamline_trio.stores._memory_index import DueQueue, ErrandQueue, Groups
+from streamline_trio.stores._memory_turns import TurnQueue
 
 _APPLIED = Applied()
 _REFUSED = Refused()
@@ -51,6 +52,7 @@ class Content:
         self.spoiled: set[str] = set()
         self.keys: dict[UniqueKey, str] = {}
         self.due = DueQueue()
+        self.turns = TurnQueue()
         self.errands = ErrandQueue()
         self.leased = Groups()
         self.attention = Groups()
@@ -183,6 +185,7 @@ class Content:
     def _enter_queues(self, run: RunDoc) -> None:
         head = run.head
         self.due.add(run)
+        self.turns.add(run)
         self.errands.add(run)
         if head.lease is not None:
             self.leased.add(head.lease.worker, run.id)
@@ -200,6 +203,7 @@ class Content:
 
     def _leave_queues(self, run: RunDoc) -> None:
         self.due.discard(run)
+        self.turns.discard(run)
         self.errands.discard(run)
         if run.head.lease is not None:
             self.leased.discard(run.head.lease.worker, run.id)

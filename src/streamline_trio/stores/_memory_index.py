@@ -8,6 +8,7 @@ from typing import Any
 
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.store import Route
+from streamline_trio.stores._turns import skipped
 
 Entry = tuple[int, str]
 
@@ -34,8 +35,8 @@ class DueQueue:
         if _remove(queue, entry) and not queue:
             del priorities[run.origin.priority]
 
-    def take(self, routes: Iterable[Route], now: int, limit: int) -> list[str]:
-        """Ids of due runs: highest priority first, then earliest due, then by id."""
+    def take(self, routes: Iterable[Route], now: int, limit: int, skip: int = 0) -> list[str]:
+        """Ids of due runs: highest priority first, then earliest due, then by id; `skip` of the first priority."""
         by_priority: dict[int, list[list[Entry]]] = {}
         for route in dict.fromkeys(routes):
             for priority, queue in self._routes.get(route, {}).items():
@@ -45,8 +46,9 @@ class DueQueue:
             room = limit - len(found)
             if room <= 0:
                 break
-            due = [entry for queue in by_priority[priority] for entry in queue[: min(room, _due(queue, now))]]
-            found += [run_id for _, run_id in sorted(due)[:room]]
+            most = room + (0 if found else skip)
+            due = [entry for queue in by_priority[priority] for entry in queue[: min(most, _due(queue, now))]]
+            found += [run_id for _, run_id in skipped(sorted(due)[:most], room)]
         return found
 
     def earliest(self, routes: Iterable[Route]) -> int | None:

@@ -105,10 +105,17 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return self._content.awaiting.after((tenant, signal), after, limit)
 
-    async def due(self, routes: Sequence[Route], now: int, limit: int) -> list[RunDoc | Corrupt]:
+    async def due(self, routes: Sequence[Route], now: int, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
         """Unleased runs whose time has come; its cost does not grow with the runs that sleep."""
         await trio.lowlevel.checkpoint()
-        return [self._given(run_id) for run_id in self._content.due.take(routes, now, limit)]
+        return [self._given(run_id) for run_id in self._content.due.take(routes, now, limit, skip)]
+
+    async def due_in_turn(
+        self, routes: Sequence[Route], now: int, after: str | None, limit: int
+    ) -> list[RunDoc | Corrupt]:
+        """Some of them, of one tenant after the other; of each the ones that have waited longest."""
+        await trio.lowlevel.checkpoint()
+        return [self._given(run_id) for run_id in self._content.turns.take(routes, now, after, limit)]
 
     async def next_due(self, routes: Sequence[Route]) -> int | None:
         """The earliest `due_at` on the routes, past or future; None if there is none."""
@@ -125,6 +132,13 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         group = self._content.attention if attention else self._content.leased
         return [self._given(run_id) for run_id in group.after(worker, after, limit)]
+
+    async def leased_by_priority(self, worker: str, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
+        """Runs leased to the worker, highest priority first, then by id."""
+        await trio.lowlevel.checkpoint()
+        runs = self._content.runs
+        order = sorted(self._content.leased.of(worker), key=lambda run_id: (-runs[run_id].origin.priority, run_id))
+        return [self._given(run_id) for run_id in order[skip : skip + limit]]
 
     async def lease_holders(self) -> list[str]:
         """The distinct workers that leases name, sorted."""

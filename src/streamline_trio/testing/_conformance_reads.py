@@ -66,6 +66,27 @@ async def due_runs_come_by_priority_then_time(subject: Subject) -> None:
 
 
 @check(10)
+async def passing_over_stays_within_the_highest_priority(subject: Subject) -> None:
+    """Some of the first priority are passed over, but never so many that fewer are left of it than the limit."""
+    async with opened(subject) as store:
+        first = [sample(f"r{n}", due_at=n, priority=5, workflow="wv"[n % 2]) for n in range(6)]
+        await put(store, *first, sample("low", due_at=1), sample("soon", due_at=101, priority=9))
+        routes = [W1, V1]
+        for skip, limit, given in [
+            (0, 2, "r0 r1"),
+            (1, 2, "r1 r2"),
+            (4, 2, "r4 r5"),
+            (5, 2, "r4 r5"),
+            (99, 2, "r4 r5"),
+            (99, 6, "r0 r1 r2 r3 r4 r5"),
+            (3, 9, "r0 r1 r2 r3 r4 r5 low"),
+        ]:
+            runs = await store.due(routes, 100, limit, skip=skip)
+            expect(_ids(runs), given.split(), f"due, limit {limit}, skip {skip}")
+        expect(await store.due([W2], 100, 2, skip=3), [], "due on a route without runs")
+
+
+@check(10)
 async def only_what_is_due_here_is_given(subject: Subject) -> None:
     """Not before its time, not on other routes, not while leased or without a due time."""
     async with opened(subject) as store:

@@ -34,8 +34,10 @@ LONGEST_HOLD = 5.0
 
 _LOOKS_FOR_WORK: dict[str, Callable[[], Any]] = {
     "due": list,
+    "due_in_turn": list,
     "errands": list,
     "leased": list,
+    "leased_by_priority": list,
     "next_due": lambda: None,
 }
 

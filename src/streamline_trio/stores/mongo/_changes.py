@@ -46,6 +46,7 @@ from streamline_trio.stores.mongo._layout import (
     Entries,
     date,
     derived_of_head,
+    derived_of_queue,
     derived_of_waits,
     large_in,
     lay_out,
@@ -216,6 +217,7 @@ def _update(write: Update) -> RunUpdate:
     changes = _Changes()
     changes.compare_fields(_head_changes(before, after))
     changes.compare_fields(_derived_changes(before, after))
+    changes.compare_fields(_queue_changes(before, after))
     if after.state is not before.state and after.state != before.state:
         changes.large |= is_large(before.state) or is_large(after.state)
         changes.to_set["state"] = to_bson(after.state)
@@ -259,6 +261,11 @@ def _derived_changes(before: RunDoc, after: RunDoc) -> Pair:
         new |= derived_of_waits(after, with_labels=with_labels)
     changed = {name: value for name, value in new.items() if old.get(name) != value}
     return changed, {name: None for name in old if name not in new}
+
+
+def _queue_changes(before: RunDoc, after: RunDoc) -> Pair:
+    old, new = derived_of_queue(before), derived_of_queue(after)
+    return ({}, {}) if old == new else (new, {name: None for name in old if name not in new})
 
 
 def _derives_the_same(old: Head, new: Head) -> bool:

@@ -53,9 +53,12 @@ def _with(field: str) -> Mapping[str, Any]:
     return {field: {"$exists": True}}
 
 
+_TURNS = "turns"
 INDEXES: tuple[Index, ...] = (
     # due: what each of some routes has to do, highest priority first. Leased and parked runs are not in it.
     Index(RUNS, "due", {"route": 1, "priority": -1, "due_at": 1, "_id": 1}, _with("due_at")),
+    # due_in_turn: what each tenant has to do, by how long it waits.
+    Index(RUNS, _TURNS, {"route": 1, "tenant": 1, "due_since": 1, "_id": 1}, _with("due_at")),
     # next_due, tally: the earliest of a route whatever its priority.
     Index(RUNS, "next_due", {"route": 1, "due_at": 1}, _with("due_at")),
     # errands: runs with something to be done elsewhere, whoever holds them.
@@ -93,12 +96,20 @@ def ensure(database: Database[Stored], *, create: bool) -> None:
         collection = database[name]
         if create:
             there = _stored(collection)
+            if name == RUNS and there and _TURNS not in there:
+                _add_due_since(collection)
             for index in wanted:
                 if index.name not in there:
                     index.create(collection)
         there = _stored(collection)
         for index in wanted:
             _check(index, there.get(index.name), collection.full_name)
+
+
+def _add_due_since(collection: Collection[Stored]) -> None:
+    """What earlier releases have parked waits since its due time; what is due at once then comes first."""
+    old = {"due_at": {"$exists": True}, "due_since": {"$exists": False}}
+    collection.update_many(old, [{"$set": {"due_since": "$due_at"}}])
 
 
 def _stored(collection: Collection[Stored]) -> dict[str, Mapping[str, Any]]:

@@ -15,6 +15,7 @@ Beside them stands what is derived because something looks for it:
     waiting       kinds of open waits
     labels        tags, values of meta and awaited signals, in the form that queries compare
     payloads      the large payloads it refers to: digest -> id in their collection
+    due_since     since when a run without a lease is due, or from when it will be
     quarantined   the due times and the lease that were taken from a run that does not decode
 
 What is derived is never read back into a run. `due_at` at the top stands only in runs without a lease: the due
@@ -51,6 +52,7 @@ from streamline_trio._core.documents import (
 from streamline_trio._core.errors import DataCorruption
 from streamline_trio._core.status import is_settled
 from streamline_trio.stores._derived import labels
+from streamline_trio.stores._turns import waits_since
 from streamline_trio.stores.mongo._payload import digest, escape, from_bson, is_large, to_bson, unescape
 
 Document = dict[str, Any]
@@ -203,7 +205,7 @@ def to_document(run: RunDoc) -> Document:
     for entries, values in zip(MAPS, maps_of(run), strict=True):
         if values:
             document[entries.attribute] = {escape(key): entries.write(value) for key, value in values.items()}
-    return document | derived_of_head(run) | derived_of_waits(run)
+    return document | derived_of_head(run) | derived_of_waits(run) | derived_of_queue(run)
 
 
 def plain_head(head: Head) -> Document:
@@ -233,6 +235,12 @@ def derived_of_head(run: RunDoc) -> Document:
     if (key := active_key(run)) is not None:
         found["active_key"] = key
     return found
+
+
+def derived_of_queue(run: RunDoc) -> Document:
+    """By what runs of one tenant are put in order."""
+    since = waits_since(run)
+    return {} if since is None else {"due_since": date(since)}
 
 
 def derived_of_waits(run: RunDoc, *, with_labels: bool = True) -> Document:

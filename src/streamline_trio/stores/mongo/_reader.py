@@ -18,11 +18,13 @@ from streamline_trio.stores._derived import signal_label
 from streamline_trio.stores.mongo._changes import rows_name, side_name
 from streamline_trio.stores.mongo._client import Server, Stored
 from streamline_trio.stores.mongo._indexes import PAYLOADS, ROWS, RUNS, SIDES
-from streamline_trio.stores.mongo._layout import FIRST_DATE, date, route, to_run
+from streamline_trio.stores.mongo._layout import FIRST_DATE, date, to_run
 from streamline_trio.stores.mongo._payload import from_bson
 from streamline_trio.stores.mongo._query import beyond, matching, sort_of
+from streamline_trio.stores.mongo._turns import ids_further_down, ids_in_turn, route_names
 
 _ATTEMPTS = 5
+_QUEUE = [("priority", -1), ("due_at", 1), ("_id", 1)]
 _SINCE_EVER = {"$gte": date(FIRST_DATE)}
 
 
@@ -68,19 +70,38 @@ class Reader:
         where = {"labels": signal_label(tenant, signal), "_id": {"$gt": after}}
         return [stored["_id"] for stored in self._runs.find(where, {"_id": 1}).sort("_id", 1).limit(limit)]
 
-    def due(self, routes: Sequence[Route], now: int, limit: int) -> list[RunDoc | Corrupt]:
+    def due(self, routes: Sequence[Route], now: int, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
         """Runs that are due, merged from one range of the index per route and priority."""
         if not routes:
             return []
-        where = {"route": {"$in": _names(routes)}, "due_at": {"$lte": date(now)}}
-        found = self._runs.find(where).sort([("priority", -1), ("due_at", 1), ("_id", 1)]).limit(limit)
+        where = {"route": {"$in": route_names(routes)}, "due_at": {"$lte": date(now)}}
+        if skip:
+            return self._still_due(ids_further_down(self._runs, where, _QUEUE, limit, skip), now)
+        found = self._runs.find(where).sort(_QUEUE).limit(limit)
+        return [run for run in self._given(found) if isinstance(run, Corrupt) or _is_due(run, now)]
+
+    def due_in_turn(
+        self, routes: Sequence[Route], now: int, after: str | None, limit: int
+    ) -> list[RunDoc | Corrupt]:
+        """Runs that are due, of one tenant after the other."""
+        if not routes:
+            return []
+        return self._still_due(ids_in_turn(self._runs, routes, now, after, limit), now)
+
+    def _still_due(self, run_ids: Sequence[str], now: int) -> list[RunDoc | Corrupt]:
+        """These runs in this order, without those that are not due any more."""
+        if not run_ids:
+            return []
+        place = {run_id: number for number, run_id in enumerate(run_ids)}
+        found = list(self._runs.find({"_id": {"$in": list(run_ids)}, "due_at": {"$lte": date(now)}}))
+        found.sort(key=lambda stored: place[stored["_id"]])
         return [run for run in self._given(found) if isinstance(run, Corrupt) or _is_due(run, now)]
 
     def next_due(self, routes: Sequence[Route]) -> int | None:
         """The earliest due time."""
         if not routes:
             return None
-        where = {"route": {"$in": _names(routes)}, "due_at": _SINCE_EVER}
+        where = {"route": {"$in": route_names(routes)}, "due_at": _SINCE_EVER}
         for stored in self._runs.find(where, {"_id": 0, "due_at": 1}).sort("due_at", 1).limit(1):
             return int(stored["due_at"])
         return None
@@ -98,6 +119,13 @@ class Reader:
             where["attention"] = True
         found = self._given(self._runs.find(where).sort("_id", 1).limit(limit))
         return [run for run in found if isinstance(run, Corrupt) or _is_leased(run, worker)]
+
+    def leased_by_priority(self, worker: str, limit: int, skip: int) -> list[RunDoc | Corrupt]:
+        """Runs leased to the worker; the server puts all its leases in order."""
+        found = self._runs.find({"lease.worker": worker}).sort([("priority", -1), ("_id", 1)]).skip(skip)
+        return [
+            run for run in self._given(found.limit(limit)) if isinstance(run, Corrupt) or _is_leased(run, worker)
+        ]
 
     def lease_holders(self) -> list[str]:
         """The distinct workers of leases."""
@@ -191,10 +219,6 @@ class Reader:
             return {}
         found = self._database[PAYLOADS].find({"_id": {"$in": ids}}, {"sha256": 1, "body": 1})
         return {payload["sha256"]: payload["body"] for payload in found}
-
-
-def _names(routes: Sequence[Route]) -> list[str]:
-    return list(dict.fromkeys(route(each.workflow, each.version) for each in routes))
 
 
 def _is_due(run: RunDoc, now: int) -> bool:

@@ -150,9 +150,15 @@ class MongoStore:
         """Ids of runs with an open wait for the signal in the tenant's scope, in id order after `after`."""
         return await self._read(lambda reader: reader.awaiting(signal, tenant, after, limit))
 
-    async def due(self, routes: Sequence[Route], now: int, limit: int) -> list[RunDoc | Corrupt]:
+    async def due(self, routes: Sequence[Route], now: int, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
         """Unleased runs whose time has come; its cost does not grow with the runs that sleep."""
-        return await self._read(lambda reader: reader.due(routes, now, limit))
+        return await self._read(lambda reader: reader.due(routes, now, limit, skip=skip))
+
+    async def due_in_turn(
+        self, routes: Sequence[Route], now: int, after: str | None, limit: int
+    ) -> list[RunDoc | Corrupt]:
+        """Some of them, of one tenant after the other; of each the ones that have waited longest."""
+        return await self._read(lambda reader: reader.due_in_turn(routes, now, after, limit))
 
     async def next_due(self, routes: Sequence[Route]) -> int | None:
         """The earliest `due_at` on the routes, past or future; None if there is none."""
@@ -165,6 +171,10 @@ class MongoStore:
     async def leased(self, worker: str, *, attention: bool, limit: int, after: str = "") -> list[RunDoc | Corrupt]:
         """Runs leased to the worker, in id order after `after`; with `attention` only those that have it."""
         return await self._read(lambda reader: reader.leased(worker, limit, after, attention=attention))
+
+    async def leased_by_priority(self, worker: str, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
+        """Runs leased to the worker, highest priority first, then by id."""
+        return await self._read(lambda reader: reader.leased_by_priority(worker, limit, skip))
 
     async def lease_holders(self) -> list[str]:
         """The distinct workers that leases name, sorted."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from streamline_trio._core.documents import Head, Record, RunDoc, WaitKind
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Touched
+from streamline_trio.stores._turns import waits_since
 
 Value = str | bytes | int | None
 
@@ -28,6 +29,7 @@ class Moving(NamedTuple):
     paused: bool
     dead_lettered: bool
     waiting: int
+    since: int
 
 
 class Fixed(NamedTuple):
@@ -56,6 +58,7 @@ def moving(run: RunDoc) -> Moving:
         paused=head.paused,
         dead_lettered=head.dead_lettered,
         waiting=_waiting(run.records),
+        since=waits_since(run) or 0,
     )
 
 
@@ -67,7 +70,7 @@ def has_moved(before: RunDoc, after: RunDoc, touched: Touched | None = None) -> 
     return _told(old) != _told(new) or (old.lease is not new.lease and _worker(old) != _worker(new))
 
 
-_told = attrgetter("status", "version", "due_at", "errand_at", "attention", "paused", "dead_lettered")
+_told = attrgetter("status", "version", "due_at", "ready_at", "errand_at", "attention", "paused", "dead_lettered")
 
 
 def _worker(head: Head) -> str | None:

@@ -17,6 +17,7 @@ from streamline_trio._core.status import RUN_STATUSES
 from streamline_trio._core.store import Corrupt, Route, RowKind, SideDoc, Tally
 from streamline_trio._core.tenancy import namesakes_range
 from streamline_trio.stores._derived import UniqueKey, signal_label
+from streamline_trio.stores._turns import skipped
 from streamline_trio.stores.sqlite._statements import PARTS_OF_RUNS, run_all
 
 PARTS = """
@@ -29,6 +30,9 @@ LEASED = "SELECT id FROM runs INDEXED BY runs_leased WHERE worker = ? AND id > ?
 ATTENTIVE = """
     SELECT id FROM runs INDEXED BY runs_leased
     WHERE worker = ? AND attention = 1 AND id > ? ORDER BY id LIMIT ?
+"""
+INHERITED = """
+    SELECT id FROM runs INDEXED BY runs_leased WHERE worker = ? ORDER BY priority DESC, id LIMIT ? OFFSET ?
 """
 HOLDERS = """
     WITH RECURSIVE holders (worker) AS (
@@ -95,7 +99,8 @@ def load_many(connection: sqlite3.Connection, run_ids: Sequence[str]) -> list[Ru
     return [None if isinstance(run, Corrupt) else run for run in map(found.get, run_ids)]
 
 
-def _load_all(connection: sqlite3.Connection, run_ids: Sequence[str]) -> list[RunDoc | Corrupt]:
+def load_all(connection: sqlite3.Connection, run_ids: Sequence[str]) -> list[RunDoc | Corrupt]:
+    """Those that exist, in the order asked."""
     found = _load(connection, run_ids)
     return [found[run_id] for run_id in run_ids if run_id in found]
 
@@ -132,7 +137,9 @@ def awaiting(connection: sqlite3.Connection, signal: str, tenant: str | None, af
     return _column(connection, LABELLED, (signal_label(tenant, signal), after, limit))
 
 
-def due(connection: sqlite3.Connection, routes: Sequence[Route], now: int, limit: int) -> list[RunDoc | Corrupt]:
+def due(
+    connection: sqlite3.Connection, routes: Sequence[Route], now: int, limit: int, *, skip: int = 0
+) -> list[RunDoc | Corrupt]:
     """Runs that are due: one range per route and priority, the highest priorities first."""
     lanes = [(priority, route) for route in dict.fromkeys(routes) for priority in priorities(connection, route)]
     lanes.sort(key=lambda lane: lane[0], reverse=True)
@@ -141,13 +148,14 @@ def due(connection: sqlite3.Connection, routes: Sequence[Route], now: int, limit
         room = limit - len(found)
         if room <= 0:
             break
+        most = room + (0 if found else skip)
         entries = [
             entry
             for _, route in group
-            for entry in connection.execute(DUE, (route.workflow, route.version, priority, now, room))
+            for entry in connection.execute(DUE, (route.workflow, route.version, priority, now, most))
         ]
-        found += [run_id for _, run_id in sorted(entries)[:room]]
-    return _load_all(connection, found)
+        found += [run_id for _, run_id in skipped(sorted(entries)[:most], room)]
+    return load_all(connection, found)
 
 
 def priorities(connection: sqlite3.Connection, route: Route) -> list[int]:
@@ -172,7 +180,7 @@ def next_due(connection: sqlite3.Connection, routes: Iterable[Route]) -> int | N
 
 def errands(connection: sqlite3.Connection, now: int, limit: int) -> list[RunDoc | Corrupt]:
     """Runs with an errand that any worker may do by now."""
-    return _load_all(connection, _column(connection, ERRANDS, (now, limit)))
+    return load_all(connection, _column(connection, ERRANDS, (now, limit)))
 
 
 def leased(
@@ -180,7 +188,14 @@ def leased(
 ) -> list[RunDoc | Corrupt]:
     """Runs leased to the worker."""
     run_ids = _column(connection, ATTENTIVE if attention else LEASED, (worker, after, limit))
-    return _load_all(connection, run_ids)
+    return load_all(connection, run_ids)
+
+
+def leased_by_priority(
+    connection: sqlite3.Connection, worker: str, limit: int, skip: int
+) -> list[RunDoc | Corrupt]:
+    """Runs leased to the worker; all its leases are put in order, without their runs being loaded."""
+    return load_all(connection, _column(connection, INHERITED, (worker, limit, skip)))
 
 
 def lease_holders(connection: sqlite3.Connection) -> list[str]:

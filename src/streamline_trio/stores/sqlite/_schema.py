@@ -1,9 +1,9 @@
 """The tables, and how a file comes to have them.
 
 `runs` has one row per run: its head, and as columns what queries ask for. Columns from `workflow` on are written
-once; `status` to `quarantined` only when one of them changes, so that an ordinary commit touches no index at
-all. All else of a run is in `parts`. `keys` holds what one run at a time may hold, `labels` what many share: tags,
-values of meta, awaited signals.
+once; `status` to `quarantined` and `since` only when one of them changes, so that an ordinary commit touches no
+index at all. All else of a run is in `parts`. `keys` holds what one run at a time may hold, `labels` what many
+share: tags, values of meta, awaited signals.
 
 No index holds `updated_at` of runs that still move: it would cost every commit. Runs that have settled are kept
 by it, since that is how retention asks for them.
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from streamline_trio._core.errors import StoreUnavailable
 
-VERSION = 2
+VERSION = 3
 APPLICATION_ID = 0x5354524D
 
 _TABLES = (
@@ -45,11 +45,13 @@ _TABLES = (
         tenant TEXT,
         user TEXT,
         parent TEXT,
-        created_at INTEGER NOT NULL
+        created_at INTEGER NOT NULL,
+        since INTEGER NOT NULL DEFAULT 0
     )
     """,
     "CREATE INDEX runs_due ON runs (workflow, version, priority, due_at, id) WHERE due_at IS NOT NULL",
     "CREATE INDEX runs_errands ON runs (errand_at, id) WHERE errand_at IS NOT NULL",
+    "CREATE INDEX runs_turns ON runs (workflow, version, tenant, since, id, due_at) WHERE due_at IS NOT NULL",
     "CREATE INDEX runs_leased ON runs (worker, attention, id) WHERE worker IS NOT NULL",
     "CREATE INDEX runs_created ON runs (created_at, id)",
     "CREATE INDEX runs_status ON runs (status, created_at, id)",
@@ -92,8 +94,17 @@ _UPGRADES: dict[int, tuple[str, ...]] = {
         "ALTER TABLE runs ADD COLUMN errand_at INTEGER",
         "CREATE INDEX runs_errands ON runs (errand_at, id) WHERE errand_at IS NOT NULL",
     ),
+    2: (
+        "ALTER TABLE runs ADD COLUMN since INTEGER NOT NULL DEFAULT 0",
+        # What is due at once has been ready since some time after it was made, which only its head tells.
+        "UPDATE runs SET since = CASE due_at WHEN 0 THEN created_at ELSE due_at END WHERE due_at IS NOT NULL",
+        "CREATE INDEX runs_turns ON runs (workflow, version, tenant, since, id, due_at) WHERE due_at IS NOT NULL",
+    ),
 }
-"""What makes the next version of a schema out of each, at a cost that does not grow with the runs."""
+"""What makes the next version of a schema out of each, in one pass over the runs at most.
+
+Processes of an earlier release leave `since` alone: what they park stands where it stood before, or first.
+"""
 
 _WAL_TRIES = 100
 

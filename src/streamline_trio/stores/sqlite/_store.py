@@ -33,7 +33,7 @@ from streamline_trio._core.store import (
 from streamline_trio.stores._derived import UniqueKey, hint_of
 from streamline_trio.stores._limiters import LimiterPerRun
 from streamline_trio.stores._watchers import Watchers, has_ended
-from streamline_trio.stores.sqlite import _files, _find, _reader, _writer
+from streamline_trio.stores.sqlite import _files, _find, _reader, _turns, _writer
 from streamline_trio.stores.sqlite._locks import WorkerLocks
 from streamline_trio.stores.sqlite._schema import prepare_file
 from streamline_trio.stores.sqlite._thread import WriterThread
@@ -175,9 +175,15 @@ class SqliteStore:
         """Ids of runs with an open wait for the signal in the tenant's scope, in id order after `after`."""
         return await self._read(_reader.awaiting, signal, tenant, after, limit)
 
-    async def due(self, routes: Sequence[Route], now: int, limit: int) -> list[RunDoc | Corrupt]:
+    async def due(self, routes: Sequence[Route], now: int, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
         """Unleased runs whose time has come; its cost does not grow with the runs that sleep."""
-        return await self._read(_reader.due, routes, now, limit)
+        return await self._read(_reader.due, routes, now, limit, skip=skip)
+
+    async def due_in_turn(
+        self, routes: Sequence[Route], now: int, after: str | None, limit: int
+    ) -> list[RunDoc | Corrupt]:
+        """Some of them, of one tenant after the other; of each the ones that have waited longest."""
+        return await self._read(_turns.due_in_turn, routes, now, after, limit)
 
     async def next_due(self, routes: Sequence[Route]) -> int | None:
         """The earliest `due_at` on the routes, past or future; None if there is none."""
@@ -190,6 +196,10 @@ class SqliteStore:
     async def leased(self, worker: str, *, attention: bool, limit: int, after: str = "") -> list[RunDoc | Corrupt]:
         """Runs leased to the worker, in id order after `after`; with `attention` only those that have it."""
         return await self._read(_reader.leased, worker, limit, after, attention=attention)
+
+    async def leased_by_priority(self, worker: str, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
+        """Runs leased to the worker, highest priority first, then by id."""
+        return await self._read(_reader.leased_by_priority, worker, limit, skip)
 
     async def lease_holders(self) -> list[str]:
         """The distinct workers that leases name, sorted."""
