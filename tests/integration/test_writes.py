@@ -34,6 +34,8 @@ READS = (
     "due",
     "next_due",
     "errands",
+    "queued",
+    "count_queued",
     "leased",
     "lease_holders",
     "find",

@@ -35,6 +35,9 @@ A store applies guarded changes; it decides nothing. The conditions:
     of a map's entries is not kept.
 17. `errands` gives the runs whose `errand_at` has come, earliest first, whoever holds them and whatever their
     status and route; one that does not decode as `Corrupt`. Its cost grows with what it returns.
+18. `queued` gives the runs that wait in line for a slot of the bucket (`queued_in`): highest priority first, then
+    lowest ticket, then by id; one that does not decode as `Corrupt`. Its cost grows with what it returns, however
+    many wait. `count_queued` counts them.
 
 `streamline_trio.testing.conformance` checks all of it for any store.
 """
@@ -106,8 +109,9 @@ class SideDoc(_Frozen, frozen=True):
 class PutSide(_Frozen, frozen=True):
     """Write a side document (`body` None: remove it) if the stored revision is the expected one.
 
-    The stored revision becomes `expected + 1`, or 1 when it is new, also after a removal: a key whose document
-    is made anew must not be written by those who knew the old one.
+    The stored revision becomes `expected + 1`, or `first` when it is new, also after a removal: a key whose
+    document is made anew must not be written by those who knew the old one, so whoever removes documents lets
+    them begin at numbers that do not meet.
     """
 
     kind: str
@@ -115,6 +119,7 @@ class PutSide(_Frozen, frozen=True):
     expected: int | None
     body: bytes | None
     due_at: int | None = None
+    first: int = 1
 
 
 class AppendRows(_Frozen, frozen=True):
@@ -283,6 +288,14 @@ class Store(Protocol):
 
     async def errands(self, now: int, limit: int) -> list[RunDoc | Corrupt]:
         """Runs that have something in their outbox that any worker may do by now (condition 17)."""
+        ...
+
+    async def queued(self, bucket: str, limit: int) -> list[RunDoc | Corrupt]:
+        """The first of the runs that wait for a slot of the bucket (condition 18)."""
+        ...
+
+    async def count_queued(self, bucket: str) -> int:
+        """How many wait for a slot of the bucket."""
         ...
 
     async def leased(self, worker: str, *, attention: bool, limit: int, after: str = "") -> list[RunDoc | Corrupt]:

@@ -33,7 +33,7 @@ from streamline_trio.stores._derived import (
     same_origin,
     unique_keys,
 )
-from streamline_trio.stores._memory_index import DueQueue, ErrandQueue, Groups
+from streamline_trio.stores._memory_index import DueQueue, ErrandQueue, Groups, SlotQueues
 
 _APPLIED = Applied()
 _REFUSED = Refused()
@@ -51,6 +51,7 @@ class Content:
         self.keys: dict[UniqueKey, str] = {}
         self.due = DueQueue()
         self.errands = ErrandQueue()
+        self.queued = SlotQueues()
         self.leased = Groups()
         self.attention = Groups()
         self.awaiting = Groups()
@@ -149,7 +150,7 @@ class Content:
         if write.body is None:
             self.sides.pop(name, None)
         else:
-            revision = 1 if stored is None else stored.revision + 1
+            revision = write.first if stored is None else stored.revision + 1
             self.sides[name] = SideDoc(write.kind, write.key, revision, write.body, write.due_at)
         return _APPLIED
 
@@ -180,6 +181,7 @@ class Content:
         head = run.head
         self.due.add(run)
         self.errands.add(run)
+        self.queued.add(run)
         if head.lease is not None:
             self.leased.add(head.lease.worker, run.id)
             if head.attention:
@@ -195,6 +197,7 @@ class Content:
     def _leave_queues(self, run: RunDoc) -> None:
         self.due.discard(run)
         self.errands.discard(run)
+        self.queued.discard(run)
         if run.head.lease is not None:
             self.leased.discard(run.head.lease.worker, run.id)
             self.attention.discard(run.head.lease.worker, run.id)

@@ -53,6 +53,8 @@ class WrappedStore:
     due: Any = _through("due")
     next_due: Any = _through("next_due")
     errands: Any = _through("errands")
+    queued: Any = _through("queued")
+    count_queued: Any = _through("count_queued")
     leased: Any = _through("leased")
     lease_holders: Any = _through("lease_holders")
     find: Any = _through("find")

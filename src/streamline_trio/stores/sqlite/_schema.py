@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from streamline_trio._core.errors import StoreUnavailable
 
-VERSION = 2
+VERSION = 3
 APPLICATION_ID = 0x5354524D
 
 _TABLES = (
@@ -39,6 +39,8 @@ _TABLES = (
         paused INTEGER NOT NULL,
         dead_lettered INTEGER NOT NULL,
         waiting INTEGER NOT NULL,
+        queue TEXT,
+        ticket INTEGER,
         quarantined INTEGER NOT NULL,
         workflow TEXT NOT NULL,
         priority INTEGER NOT NULL,
@@ -50,6 +52,7 @@ _TABLES = (
     """,
     "CREATE INDEX runs_due ON runs (workflow, version, priority, due_at, id) WHERE due_at IS NOT NULL",
     "CREATE INDEX runs_errands ON runs (errand_at, id) WHERE errand_at IS NOT NULL",
+    "CREATE INDEX runs_queued ON runs (queue, priority DESC, ticket, id) WHERE queue IS NOT NULL",
     "CREATE INDEX runs_leased ON runs (worker, attention, id) WHERE worker IS NOT NULL",
     "CREATE INDEX runs_created ON runs (created_at, id)",
     "CREATE INDEX runs_status ON runs (status, created_at, id)",
@@ -91,6 +94,11 @@ _UPGRADES: dict[int, tuple[str, ...]] = {
     1: (
         "ALTER TABLE runs ADD COLUMN errand_at INTEGER",
         "CREATE INDEX runs_errands ON runs (errand_at, id) WHERE errand_at IS NOT NULL",
+    ),
+    2: (
+        "ALTER TABLE runs ADD COLUMN queue TEXT",
+        "ALTER TABLE runs ADD COLUMN ticket INTEGER",
+        "CREATE INDEX runs_queued ON runs (queue, priority DESC, ticket, id) WHERE queue IS NOT NULL",
     ),
 }
 """What makes the next version of a schema out of each, at a cost that does not grow with the runs."""
