@@ -36,6 +36,8 @@ READS = (
     "due_in_turn",
     "next_due",
     "errands",
+    "queued",
+    "count_queued",
     "leased",
     "leased_by_priority",
     "lease_holders",

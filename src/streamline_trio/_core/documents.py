@@ -238,15 +238,37 @@ class ForkedFrom(Doc, frozen=True, kw_only=True):
     step: str
 
 
+SlotState = Literal["later", "asked", "queued", "held", "left"]
+WANTS_SLOT: frozenset[str] = frozenset({"asked", "queued"})
+
+
+class SlotDoc(Doc, frozen=True, kw_only=True):
+    """How a run of a workflow with a `Concurrency` stands to its bucket of slots.
+
+    `later`: it asks at its start time; `queued`: it waits in line; `asked`: a worker is to say yes or no; `held`;
+    `left`: the run has settled. `acquisition` names one wish for a slot, each another; `ticket` orders the queue.
+    `attended`: who asked waits for the answer, so that a draft that is refused is removed instead of failed.
+    """
+
+    bucket: str
+    limit: int
+    acquisition: int
+    ticket: int
+    state: SlotState
+    rejects: bool = False
+    attended: bool = False
+
+
 class Errand(Doc, frozen=True, kw_only=True):
     """Something to be done elsewhere because of what was committed here; doing it twice does no harm.
 
     `nudge`: tell the run `run` that its child `index` of `group` has settled. `cancel`: cancel the child `group`,
-    or of a join the branches (`branches` of them) that have not `ended`. Whoever committed it does it at once; from
+    or of a join the branches (`branches` of them) that have not `ended`. `admit`: see whether the bucket `key` has
+    a slot for its queue; `release`: give `acquisition` back to it. Whoever committed it does it at once; from
     `due_at` any worker may.
     """
 
-    kind: Literal["nudge", "cancel"]
+    kind: Literal["nudge", "cancel", "admit", "release"]
     due_at: int
     attempts: int = 0
     run: str = ""
@@ -260,6 +282,7 @@ class Errand(Doc, frozen=True, kw_only=True):
     output_step: str = ""
     error: ErrorDoc | None = None
     reason: str = ""
+    acquisition: int = 0
 
 
 class Scheduled(Doc, frozen=True, kw_only=True):
@@ -300,7 +323,7 @@ class Head(Doc, frozen=True, kw_only=True):
     to wait for; `retried` that it was taken up again and has not settled since. `commits` are the ids of the last
     commits, newest last. `errand_at` is when the first of the outbox falls to any worker, `errands` numbers them.
     `undo` are the steps that are still to be compensated, the one that is being compensated first; what a
-    cancellation left undone stays there.
+    cancellation left undone stays there. `slot` is there if the workflow limits how many runs go on at a time.
     """
 
     version: str
@@ -334,6 +357,7 @@ class Head(Doc, frozen=True, kw_only=True):
     errand_at: int | None = None
     undo: tuple[str, ...] = ()
     commits: tuple[int, ...] = ()
+    slot: SlotDoc | None = None
 
 
 class RunDoc(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -367,6 +391,12 @@ class RunDoc(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 PENDING = StepDoc()
+
+
+def queued_in(head: Head) -> str | None:
+    """The bucket whose next free slot the run waits for, if it does; one that is paused is passed over."""
+    slot = head.slot
+    return None if slot is None or slot.state != "queued" or head.paused else slot.bucket
 
 
 def active_key(run: RunDoc) -> str | None:

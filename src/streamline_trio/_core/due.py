@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from streamline_trio._core.documents import Head, Origin, Record, StepDoc
+from streamline_trio._core.documents import WANTS_SLOT, Head, Origin, Record, StepDoc
 from streamline_trio._core.status import ACTIVE
 
 NOW = 0
@@ -14,12 +14,13 @@ NOW = 0
 def due_at(head: Head, step: StepDoc | None, records: Iterable[Record]) -> int | None:
     """The instant at which an unleased run wants a worker, or None if only the outside can move it.
 
-    None while leased (the holder looks after it) and once settled. While paused only the run's own deadline
-    counts. `step` is the current step, of a compensating run the one to undo; `records` are its suspensions.
+    None while leased (the holder looks after it) and once settled. While paused, or without the slot it wants,
+    only the run's own deadline counts. `step` is the current step, of a compensating run the one to undo; `records`
+    are its suspensions.
     """
     if head.lease is not None or head.status not in ACTIVE:
         return None
-    if head.paused:
+    if head.paused or (head.slot is not None and head.slot.state in WANTS_SLOT):
         return head.deadline
     return _earliest(_wanted_at(head, step, records), head.deadline)
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from streamline_trio._core.documents import ErrorDoc, WaitKind
+from streamline_trio._core.documents import ErrorDoc, SlotDoc, WaitKind
 
 
 class Happening(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -218,13 +218,15 @@ class Migrated(Claimed, frozen=True, kw_only=True, gc=False):
     """A worker takes a run of another version; the plan that decides is that of the new one.
 
     `steps` maps the ids that steps shall have to those they are stored under; stored ones that it does not name are
-    dropped. `outputs` are those that change, by new id; `state` is None if it stays.
+    dropped. `outputs` are those that change, by new id; `state` is None if it stays. `slot` is what it is to ask
+    for if the new version has a limit and the run no slot.
     """
 
     steps: dict[str, str]
     current_step: str | None
     outputs: dict[str, bytes] = {}
     state: bytes | None = None
+    slot: SlotDoc | None = None
 
 
 class LeaseLapsed(Happening, frozen=True, kw_only=True, gc=False):
@@ -293,7 +295,19 @@ class UnpauseAsked(Happening, frozen=True, kw_only=True, gc=False):
     """Somebody wants a paused run to go on."""
 
 
-class Rewound(Happening, frozen=True, kw_only=True, gc=False):
+class TakenUp(Happening, frozen=True, kw_only=True, gc=False):
+    """Somebody wants a run to go on that may have settled.
+
+    If it needs a slot for that, `acquisition` and `ticket` are those of the new wish; `bucket` is given for a run
+    that has none on record.
+    """
+
+    acquisition: int = 0
+    ticket: int = 0
+    bucket: str = ""
+
+
+class Rewound(TakenUp, frozen=True, kw_only=True, gc=False):
     """Somebody wants the run to go on from an earlier step, as if that and all later ones had not run."""
 
     to: str
@@ -309,8 +323,25 @@ class OutputPinned(Happening, frozen=True, kw_only=True, gc=False):
     fence: int = 0
 
 
-class Retried(Happening, frozen=True, kw_only=True, gc=False):
+class Retried(TakenUp, frozen=True, kw_only=True, gc=False):
     """Somebody wants what failed to be tried again, with fresh attempts."""
+
+
+class SlotGranted(Happening, frozen=True, kw_only=True, gc=False):
+    """The bucket has an entry of the run under this acquisition."""
+
+    acquisition: int
+
+
+class SlotRefused(Happening, frozen=True, kw_only=True, gc=False):
+    """There is no slot for a run that does not queue; `holding` are taken."""
+
+    acquisition: int
+    holding: int = 0
+
+
+class SlotAsked(TakenUp, frozen=True, kw_only=True, gc=False):
+    """Somebody who wants to take a settled run up again needs a slot for it first, and waits for the answer."""
 
 
 class ChildEnd(msgspec.Struct, frozen=True, kw_only=True, gc=False):

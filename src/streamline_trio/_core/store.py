@@ -47,6 +47,9 @@ A store applies guarded changes; it decides nothing. The conditions:
     with what is returned and with the tenants that have unleased runs on the routes, not with their runs.
 20. `leased_by_priority` gives the runs leased to a worker, highest priority first, then by id, `skip` of them
     passed over. Its cost may grow with the leases of that worker, not with anything else.
+21. `queued` gives the runs that wait in line for a slot of the bucket (`queued_in`): highest priority first, then
+    lowest ticket, then by id; one that does not decode as `Corrupt`. Its cost grows with what it returns, however
+    many wait. `count_queued` counts them.
 
 `streamline_trio.testing.conformance` checks all of it for any store.
 """
@@ -64,7 +67,7 @@ from streamline_trio._core.errors import StreamlineError
 from streamline_trio._core.status import RunStatus
 
 TENANTS_AT_ONCE = 10
-"""Of how many tenants one look gives runs (condition 18)."""
+"""Of how many tenants one look gives runs (condition 19)."""
 
 RowKind = Literal["log", "progress"]
 SortKey = Literal["created_at", "-created_at", "updated_at", "-updated_at"]
@@ -121,8 +124,9 @@ class SideDoc(_Frozen, frozen=True):
 class PutSide(_Frozen, frozen=True):
     """Write a side document (`body` None: remove it) if the stored revision is the expected one.
 
-    The stored revision becomes `expected + 1`, or 1 when it is new, also after a removal: a key whose document
-    is made anew must not be written by those who knew the old one.
+    The stored revision becomes `expected + 1`, or `first` when it is new, also after a removal: a key whose
+    document is made anew must not be written by those who knew the old one, so whoever removes documents lets
+    them begin at numbers that do not meet.
     """
 
     kind: str
@@ -130,6 +134,7 @@ class PutSide(_Frozen, frozen=True):
     expected: int | None
     body: bytes | None
     due_at: int | None = None
+    first: int = 1
 
 
 class AppendRows(_Frozen, frozen=True):
@@ -299,7 +304,7 @@ class Store(Protocol):
     async def due_in_turn(
         self, routes: Sequence[Route], now: int, after: str | None, limit: int
     ) -> list[RunDoc | Corrupt]:
-        """Some of them, of one tenant after the other (condition 18)."""
+        """Some of them, of one tenant after the other (condition 19)."""
         ...
 
     async def next_due(self, routes: Sequence[Route]) -> int | None:
@@ -310,12 +315,20 @@ class Store(Protocol):
         """Runs that have something in their outbox that any worker may do by now (condition 17)."""
         ...
 
+    async def queued(self, bucket: str, limit: int) -> list[RunDoc | Corrupt]:
+        """The first of the runs that wait for a slot of the bucket (condition 21)."""
+        ...
+
+    async def count_queued(self, bucket: str) -> int:
+        """How many wait for a slot of the bucket."""
+        ...
+
     async def leased(self, worker: str, *, attention: bool, limit: int, after: str = "") -> list[RunDoc | Corrupt]:
         """Runs leased to the worker, in id order after `after`; with `attention` only those that have it."""
         ...
 
     async def leased_by_priority(self, worker: str, limit: int, *, skip: int = 0) -> list[RunDoc | Corrupt]:
-        """Runs leased to the worker, those first that are to be taken over first (condition 19)."""
+        """Runs leased to the worker, those first that are to be taken over first (condition 20)."""
         ...
 
     async def lease_holders(self) -> list[str]:

@@ -2,7 +2,8 @@
 
 Every poll: has anybody committed something to runs we hold, has a lock been released? Every third of a lease: do
 the others still beat, has anybody left an errand undone? Every lease: are there leases nobody stands behind,
-broadcasts nobody delivers? Every minute: is there anything in the store that no run refers to?
+broadcasts nobody delivers, slots given to runs that may not know it? Every minute: is there anything in the store
+that no run refers to?
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Care:
                 self._last_walk = now
                 await self._hand_back_orphans()
                 await sweep_broadcasts(machinery)
+                await machinery.slots.look()
         else:
             found = await machinery.observer.look_at_locks()
         if found:

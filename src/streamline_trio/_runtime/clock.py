@@ -84,6 +84,7 @@ class Chance:
         self._random: Random = secrets.SystemRandom() if seed is None else Random(seed)
         self._fast = Random(self._random.getrandbits(64))
         self._seeded = seed is not None
+        self._ticket = 0
         self._pid = os.getpid()
         self._commits = self._commit_numbers()
 
@@ -94,6 +95,11 @@ class Chance:
     def commit_id(self) -> int:
         """A number that no other commit has (63 bits)."""
         return next(self._commits) & 0x7FFF_FFFF_FFFF_FFFF
+
+    def ticket(self, now: int) -> int:
+        """A number that grows from one to the next, a thousand for each millisecond."""
+        self._ticket = max(self._ticket + 1, now * 1000)
+        return self._ticket
 
     def run_id(self, now: int) -> str:
         """26 characters that sort by time (48 bits of milliseconds, 80 of chance)."""

@@ -280,9 +280,8 @@ class GroupCommitter:
                 return _verdict_of_insert(await self._load(run.origin.id), run)
             case Delete(run_id, revision):
                 return _verdict_of_delete(await self._load(run_id), revision)
-            case PutSide(kind, key, expected, body, _):
-                side = await self._store.side(kind, key)
-                return _verdict_of_side(side, expected, body)
+            case PutSide(kind, key):
+                return _verdict_of_side(await self._store.side(kind, key), write)
             case Quarantine() | AppendRows():
                 return None
 
@@ -297,12 +296,14 @@ def _has_closed() -> InvalidState:
     return InvalidState("the engine has closed: nothing can be written through it", action="write")
 
 
-def _verdict_of_side(side: SideDoc | None, expected: int | None, body: bytes | None) -> Verdict | None:
+def _verdict_of_side(side: SideDoc | None, write: PutSide) -> Verdict | None:
+    expected, body = write.expected, write.body
     if (None if side is None else side.revision) == expected:
         return None
     if side is None:
         return Applied() if body is None else Refused()
-    return Applied() if side.body == body and side.revision == (expected or 0) + 1 else Refused()
+    revision = write.first if expected is None else expected + 1
+    return Applied() if side.body == body and side.revision == revision else Refused()
 
 
 def _verdict_of_insert(stored: RunDoc | None, run: RunDoc) -> Verdict | None:

@@ -8,6 +8,7 @@ done errand leaves the outbox by a commit of its own.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
 
 import trio
 
@@ -23,7 +24,7 @@ from streamline_trio._core.store import Applied, Corrupt, Failed, Quarantine, Up
 from streamline_trio._core.tenancy import stored_id
 from streamline_trio._runtime.machinery import Machinery
 
-Act = Callable[[], Awaitable[None]]
+T = TypeVar("T")
 
 _AT_ONCE = 100
 _NUDGES_AT_ONCE = 1000
@@ -176,27 +177,39 @@ class Errands:
     async def _do_one(self, run: RunDoc, number: str, done: list[str]) -> None:
         errand = run.outbox[number]
         try:
-            if errand.kind == "nudge":
-                await self._persist(lambda: self._nudge(errand))
-            else:
-                await self._persist(lambda: self._cancel(run.origin.tenant, errand))
+            stays = await self._persist(lambda: self._do(run, errand))
         except StreamlineError as error:
-            self._services.report(f"the errand {errand.kind} {errand.group} is left for later", error, run)
+            self._services.report(
+                f"the errand {errand.kind} {errand.group or errand.key} is left for later", error, run
+            )
             self._leave()
         else:
-            done.append(number)
+            if stays:
+                done.append(number)
 
-    async def _persist(self, act: Act) -> None:
+    async def _do(self, run: RunDoc, errand: Errand) -> bool:
+        """Do it; whether it is still in the outbox."""
+        slots = self._machinery.slots
+        match errand.kind:
+            case "nudge":
+                await self._nudge(errand)
+            case "cancel":
+                await self._cancel(run.origin.tenant, errand)
+            case "release":
+                await slots.release(run, errand)
+            case "admit":
+                return await slots.admit(run, errand)
+        return True
+
+    async def _persist(self, act: Callable[[], Awaitable[T]]) -> T:
         """Again as long as the store is unavailable."""
         pause = _FIRST_PAUSE
         while True:
             try:
-                await act()
+                return await act()
             except StoreUnavailable:
                 await trio.sleep(pause * (0.5 + self._services.chance.roll()))
                 pause = min(pause * 2, _LONGEST_PAUSE)
-            else:
-                return
 
     async def _remove(self, run: RunDoc, done: Sequence[str]) -> None:
         happening = ErrandsDone(numbers=tuple(done))

@@ -6,11 +6,15 @@ import trio
 
 from streamline_trio._core.decide import Decision, ForkRequest
 from streamline_trio._core.decide import fork as decide_fork
+from streamline_trio._core.documents import RunDoc, SlotDoc
 from streamline_trio._core.errors import StoreUnavailable
+from streamline_trio._core.plan import Plan
 from streamline_trio._core.store import Applied, Failed, Insert
 from streamline_trio._core.tenancy import public_id, stored_id
+from streamline_trio._runtime.admission import admitted
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.machinery import Machinery
+from streamline_trio._runtime.slot_wishes import slot_for
 
 
 async def fork(machinery: Machinery, run_id: str, from_step: str) -> str:
@@ -22,8 +26,10 @@ async def fork(machinery: Machinery, run_id: str, from_step: str) -> str:
         now = services.clock.now()
         new_id = stored_id(run.origin.tenant, services.chance.run_id(now))
         start_id = services.chance.commit_id()
-        request = ForkRequest(from_step=from_step, id=new_id, start_id=start_id)
-        outcome = await _insert(machinery, decide_fork(run, request, plan, now))
+        slot = _slot_of(machinery, run, plan)
+        request = ForkRequest(from_step=from_step, id=new_id, start_id=start_id, slot=slot)
+        decision = decide_fork(run, request, plan, now)
+        outcome = await _store(machinery, decision, slot)
         if isinstance(outcome, Applied):
             return new_id
         if isinstance(outcome, Failed):
@@ -32,6 +38,33 @@ async def fork(machinery: Machinery, run_id: str, from_step: str) -> str:
             raise StoreUnavailable(
                 f"run {public_id(new_id)}, a fork of {run.public_id}, may or may not be there"
             ) from outcome
+
+
+def _slot_of(machinery: Machinery, run: RunDoc, plan: Plan) -> SlotDoc | None:
+    """It needs one of the same bucket, by the limit of its version."""
+    if plan.concurrency is None:
+        return None
+    services, slot = machinery.services, run.head.slot
+    if slot is None:
+        workflow = machinery.registry.workflow_for(run)
+        return None if workflow is None else slot_for(services, workflow, run.origin, attended=True)
+    rejects = plan.concurrency.when_full == "reject"
+    return SlotDoc(
+        bucket=slot.bucket,
+        limit=plan.concurrency.limit,
+        acquisition=services.chance.commit_id(),
+        ticket=services.chance.ticket(services.clock.now()),
+        state="asked" if rejects else "queued",
+        rejects=rejects,
+        attended=rejects,
+    )
+
+
+async def _store(machinery: Machinery, decision: Decision, slot: SlotDoc | None) -> Outcome:
+    if slot is None:
+        return await _insert(machinery, decision)
+    new = decision.run.origin
+    return await admitted(machinery, slot, new.id, new.workflow, lambda: _insert(machinery, decision))
 
 
 async def _insert(machinery: Machinery, decision: Decision) -> Outcome:

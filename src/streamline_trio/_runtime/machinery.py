@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
@@ -19,7 +19,7 @@ from streamline_trio._core.errors import (
     ValidationError,
     WorkflowNotFound,
 )
-from streamline_trio._core.happenings import CancelAsked, Happening, Rewound
+from streamline_trio._core.happenings import CancelAsked, Happening, Rewound, TakenUp
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.store import Applied, Failed, KeyTaken, Update
 from streamline_trio._core.tenancy import public_id
@@ -30,12 +30,16 @@ from streamline_trio._runtime.migrator import Migrator
 from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.registry import Registry
 from streamline_trio._runtime.services import Services
+from streamline_trio._runtime.slot_wishes import slot_for
 from streamline_trio._runtime.snapshot import Run, output_of
 from streamline_trio._runtime.tenancy import no_run
 from streamline_trio._runtime.viewing import view, warn_of_types
 from streamline_trio._runtime.watcher import Watcher
 from streamline_trio._runtime.worker import Worker
 from streamline_trio._runtime.writer import HolderGone
+
+if TYPE_CHECKING:
+    from streamline_trio._runtime.slots import Slots
 
 
 @dataclass(kw_only=True)
@@ -52,6 +56,8 @@ class Machinery:
     watcher: Watcher
     is_worker: bool
     crash: Callable[[], Awaitable[None]]
+    take_up: Callable[[str, TakenUp, RunDoc | None], Awaitable[RunDoc]]
+    slots: Slots = field(init=False)
 
     async def load(self, run_id: str) -> RunDoc:
         """The run as it is stored now; `RunNotFound`."""
@@ -84,8 +90,14 @@ class Machinery:
 
         Decided on what is stored, committed by compare-and-set, decided again if somebody was faster. A run
         that is driven here goes through its driver's writer, which reads nothing; so does the first try on a run
-        that is `known`, if that is how it is stored.
+        that is `known`, if that is how it is stored. What lets a settled run go on passes the limit again.
         """
+        if isinstance(happening, TakenUp):
+            return await self.take_up(run_id, happening, known)
+        return await self.act_once(run_id, happening, known)
+
+    async def act_once(self, run_id: str, happening: Happening, known: RunDoc | None = None) -> RunDoc:
+        """The same for what needs no slot, or has it."""
         while True:
             driver = self.crew.drivers.get(run_id)
             if driver is not None and driver.writer.is_held:
@@ -106,7 +118,7 @@ class Machinery:
         """One try; None if the run changed in between."""
         services = self.services
         plan = await services.read(lambda: self.registry.plan_for(run, services.store))
-        happening = await self._knowing_the_holder(run, happening)
+        happening = await self._knowing_the_holder(run, self._knowing_the_bucket(run, happening))
         decision = decide(run, happening, plan, services.clock.now(), services.chance.commit_id())
         if decision.run is run:
             return run
@@ -122,6 +134,15 @@ class Machinery:
         services.committer.post(Update(run, decision.run, decision.touched), tell)
         await told.wait()
         return _result(outcomes[0], decision.run)
+
+    def _knowing_the_bucket(self, run: RunDoc, happening: Happening) -> Happening:
+        """A run that began before its workflow had a limit has no bucket on record."""
+        if run.head.slot is None and isinstance(happening, TakenUp):
+            workflow = self.registry.workflow_for(run)
+            slot = None if workflow is None else slot_for(self.services, workflow, run.origin)
+            if slot is not None:
+                return msgspec.structs.replace(happening, bucket=slot.bucket)
+        return happening
 
     async def _knowing_the_holder(self, run: RunDoc, happening: Happening) -> Happening:
         """Some verbs act at once if the worker that holds the run is dead."""

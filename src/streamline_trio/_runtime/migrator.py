@@ -19,7 +19,7 @@ import trio
 
 from streamline_trio._core.decide import Decision, decide
 from streamline_trio._core.definition import Workflow
-from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.documents import RunDoc, SlotDoc
 from streamline_trio._core.errors import InvalidState, StoreUnavailable, VersionMismatch
 from streamline_trio._core.happenings import CancelAsked, Migrated
 from streamline_trio._core.store import Applied, Corrupt, Route, Update
@@ -30,6 +30,7 @@ from streamline_trio._runtime.migration import ask_migrate, is_migratable
 from streamline_trio._runtime.orphans import orphans_among
 from streamline_trio._runtime.registry import Registry, stored_plans
 from streamline_trio._runtime.services import Services
+from streamline_trio._runtime.slot_wishes import slot_for
 from streamline_trio._runtime.worker import Worker
 from streamline_trio._runtime.workers import live_routes
 
@@ -192,7 +193,7 @@ class Migrator:
         worker = self._worker.id
         if worker is None:
             return None
-        happening = msgspec.structs.replace(happening, worker=worker)
+        happening = msgspec.structs.replace(happening, worker=worker, slot=_slot_of(services, run, workflow))
         return decide(run, happening, workflow.plan, services.clock.now(), services.chance.commit_id())
 
     async def _commit(self, run: RunDoc, decision: Decision, workflow: Workflow[Any, Any]) -> None:
@@ -224,3 +225,11 @@ class Migrator:
         self._refused[run.origin.id] = run.head.revision
         if len(self._refused) > _MOST_REFUSED:
             del self._refused[next(iter(self._refused))]
+
+
+def _slot_of(services: Services, run: RunDoc, workflow: Workflow[Any, Any]) -> SlotDoc | None:
+    """What a run queues for that has no slot, if the version that takes it over has a limit."""
+    if run.head.slot is not None and run.head.slot.state != "left":
+        return None
+    slot = slot_for(services, workflow, run.origin)
+    return None if slot is None else msgspec.structs.replace(slot, state="queued")

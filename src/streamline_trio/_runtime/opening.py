@@ -19,6 +19,7 @@ from streamline_trio._core.errors import StoreUnavailable, ValidationError, leav
 from streamline_trio._core.events import SchedulerCircuitOpen
 from streamline_trio._core.naming import is_tag
 from streamline_trio._core.store import Hint, Store
+from streamline_trio._runtime.admission import take_up
 from streamline_trio._runtime.care import Care
 from streamline_trio._runtime.circuit import Circuit
 from streamline_trio._runtime.claimer import Claimer
@@ -35,6 +36,7 @@ from streamline_trio._runtime.polls import LEAST_PAUSE, Polls
 from streamline_trio._runtime.publisher import Publisher
 from streamline_trio._runtime.registry import Registry
 from streamline_trio._runtime.services import Options, Services
+from streamline_trio._runtime.slots import Slots
 from streamline_trio._runtime.store_urls import store_from
 from streamline_trio._runtime.tenancy import TENANCIES, Scope, Tenancy
 from streamline_trio._runtime.watcher import Watcher
@@ -145,6 +147,7 @@ class _Life:
         self._finished = trio.Event()
         self._machinery: Machinery | None = None
         self._errands: Errands | None = None
+        self._slots: Slots | None = None
         self._is_stirring = False
         self._stirred_at = -math.inf
 
@@ -228,7 +231,9 @@ class _Life:
             watcher=watcher,
             is_worker=self._is_worker,
             crash=self._crash,
+            take_up=lambda *asked: take_up(machinery, *asked),
         )
+        machinery.slots = self._slots = Slots(machinery)
         errands = Errands(machinery)
         return machinery, errands
 
@@ -264,6 +269,8 @@ class _Life:
             self._errands.look_later()
         else:
             await self._errands.look()
+        if self._slots is not None:
+            await self._slots.look(everywhere=self._store.exclusive)
 
     def _serve(self, nursery: trio.Nursery, machinery: Machinery, errands: Errands) -> None:
         if not self._store.exclusive:

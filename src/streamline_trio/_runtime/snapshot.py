@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import whenever
@@ -19,6 +19,7 @@ from streamline_trio._core.documents import (
     Parent,
     Record,
     RunDoc,
+    SlotDoc,
     StepDoc,
 )
 from streamline_trio._core.due import due_since
@@ -26,6 +27,7 @@ from streamline_trio._core.durations import instant_of
 from streamline_trio._core.joins import bits_of
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.rollback import in_undo_order
+from streamline_trio._core.slots import parts_of
 from streamline_trio._core.status import RunStatus, StepStatus
 from streamline_trio._core.tenancy import public_id
 from streamline_trio._runtime.history import OutputVersion, output_versions
@@ -114,6 +116,17 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True):
     compensation: CompensationState | None = None
 
 
+class RunSlot(msgspec.Struct, frozen=True, kw_only=True):
+    """How the run stands to the slots of its workflow's `Concurrency`; `key` is None for one without keys.
+
+    `later`: it asks for one at its start time; `queued`: it waits for one; `held`: it has one until it settles.
+    """
+
+    state: Literal["later", "queued", "held"]
+    key: str | None
+    limit: int
+
+
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """A run, as it was stored when it was read. `steps` holds every step of the definition, in order."""
 
@@ -149,6 +162,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     cancel_reason: str | None
     compensation: RunCompensation | None = None
     forked_from: ForkedFrom | None = None
+    slot: RunSlot | None = None
 
 
 _plain = payload.decoder(Any)
@@ -194,7 +208,15 @@ def snapshot(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None
         cancel_reason=head.cancel_reason,
         compensation=_undone(run),
         forked_from=_named(origin.forked_from),
+        slot=_slot(head.slot),
     )
+
+
+def _slot(slot: SlotDoc | None) -> RunSlot | None:
+    if slot is None or slot.state == "left":
+        return None
+    state = "queued" if slot.state == "asked" else slot.state
+    return RunSlot(state=state, key=parts_of(slot.bucket)[2], limit=slot.limit)
 
 
 def output_of(run: RunDoc, workflow: Workflow[Any, Any] | None) -> Any:

@@ -7,22 +7,21 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
-import trio
 import whenever
 
 from streamline_trio._core import payload
 from streamline_trio._core.checking import is_mapping, is_text, is_whole
-from streamline_trio._core.decide import Decision, StartRequest, admit
+from streamline_trio._core.decide import StartRequest
 from streamline_trio._core.definition import Workflow
-from streamline_trio._core.documents import Origin, RunDoc, Scheduled, unique_key
+from streamline_trio._core.documents import Origin, Scheduled
 from streamline_trio._core.durations import instant_millis, seconds_of, to_millis
-from streamline_trio._core.errors import InvalidState, StoreUnavailable, ValidationError
+from streamline_trio._core.errors import ValidationError
 from streamline_trio._core.local_time import LocalTime, scheduled
 from streamline_trio._core.naming import TAG_RULE, is_tag
-from streamline_trio._core.store import Applied, Failed, Insert, KeyTaken
-from streamline_trio._core.tenancy import MARK, check_tenant, public_id, stored_id
-from streamline_trio._runtime.committer import Outcome
+from streamline_trio._core.tenancy import MARK, check_tenant, stored_id
+from streamline_trio._runtime.admission import begin
 from streamline_trio._runtime.machinery import Machinery
+from streamline_trio._runtime.slot_wishes import slot_for
 
 _MAX_KEY = 500
 _MAX_RUN_ID = 200
@@ -45,88 +44,7 @@ class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 async def start(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, options: StartOptions) -> str:
     """The stored id of the new run, or of the active one that holds the same key."""
-    request = _request(machinery, workflow, value, options)
-    while True:
-        outcome = await _insert(machinery, workflow, request)
-        if isinstance(outcome, Applied):
-            return request.origin.id
-        if isinstance(outcome, KeyTaken):
-            return outcome.holder
-        if isinstance(outcome, Failed):
-            raise outcome.error
-        if isinstance(outcome, StoreUnavailable):
-            raise StoreUnavailable(f"run {public_id(request.origin.id)} may or may not have started") from outcome
-        found = await _why_refused(machinery, request)
-        if found is not None:
-            return found
-
-
-async def _why_refused(machinery: Machinery, request: StartRequest) -> str | None:
-    """The id exists: ours after all, somebody's key, or a clash; None: it is gone again."""
-    store, origin = machinery.services.store, request.origin
-    if origin.idempotency_key is not None:
-        key = unique_key(origin.tenant, origin.workflow, origin.idempotency_key)
-        holder = await machinery.services.read(lambda: store.by_active_key(key))
-        if holder is not None:
-            return holder.origin.id
-    stored = await machinery.services.read(lambda: store.load(origin.id))
-    if stored is None:
-        return None
-    if stored.origin.start_id == origin.start_id:
-        return origin.id
-    raise InvalidState(
-        f"cannot start run {stored.public_id}: the id is in use",
-        action="start",
-        status=stored.head.status,
-        allowed=(),
-        run_id=stored.public_id,
-    )
-
-
-async def _insert(machinery: Machinery, workflow: Workflow[Any, Any], request: StartRequest) -> Outcome:
-    """Insert the run; the committer, not the caller, sees to it that it is driven once it is stored."""
-    services = machinery.services
-    worker = await _worker_for(machinery, request)
-    decision = admit(request, workflow.plan, services.clock.now(), worker)
-    outcomes: list[Outcome] = []
-    told = trio.Event()
-
-    def tell(outcome: Outcome) -> None:
-        outcomes.append(outcome)
-        _inserted(machinery, workflow, decision, outcome, reserved=worker is not None)
-        told.set()
-
-    services.committer.post(Insert(decision.run), tell)
-    await told.wait()
-    return outcomes[0]
-
-
-async def _worker_for(machinery: Machinery, request: StartRequest) -> str | None:
-    """Our worker's id with a place reserved, if the run may begin here and now."""
-    await trio.lowlevel.checkpoint_if_cancelled()
-    worker = machinery.worker.id
-    if not machinery.is_worker or request.start_at is not None or worker is None:
-        return None
-    if machinery.claimer.is_behind:
-        return None  # it stands in line
-    return worker if machinery.crew.try_reserve(request.origin.id) else None
-
-
-def _inserted(
-    machinery: Machinery,
-    workflow: Workflow[Any, Any],
-    decision: Decision,
-    outcome: Outcome,
-    *,
-    reserved: bool,
-) -> None:
-    run: RunDoc = decision.run
-    if isinstance(outcome, Applied):
-        machinery.services.committed(run, (decision,))
-        if reserved:
-            machinery.crew.drive(run, workflow)
-    elif reserved:
-        machinery.crew.cancel_reservation(run.origin.id)
+    return await begin(machinery, workflow, _request(machinery, workflow, value, options))
 
 
 def _request(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, options: StartOptions) -> StartRequest:
@@ -149,10 +67,12 @@ def _request(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, opt
         idempotency_key=options.idempotency_key,
         scheduled=asked,
     )
+    start_at = asked.at if asked is not None and asked.at > now else None
     return StartRequest(
         origin=origin,
         state=workflow.initial_state(stored),
-        start_at=asked.at if asked is not None and asked.at > now else None,
+        start_at=start_at,
+        slot=slot_for(machinery.services, workflow, origin, start_at=start_at, attended=True),
     )
 
 

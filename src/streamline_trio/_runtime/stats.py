@@ -11,6 +11,7 @@ import whenever
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.due import due_since
 from streamline_trio._core.durations import instant_of
+from streamline_trio._core.slots import SLOTS, decode_bucket, parts_of
 from streamline_trio._core.status import RunStatus
 from streamline_trio._core.store import Route
 from streamline_trio._runtime.worker import WorkerDoc
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 _LOOKED_AT = 100
+_BUCKETS = 100
 
 
 class Unclaimable(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,8 +33,23 @@ class Unclaimable(msgspec.Struct, frozen=True, kw_only=True):
     runs: int
 
 
+class SlotUse(msgspec.Struct, frozen=True, kw_only=True):
+    """A bucket of slots that runs hold: `holding` of `limit`, the limit of who came in last, and how many queue."""
+
+    workflow: str
+    tenant: str | None
+    key: str | None
+    holding: int
+    limit: int
+    queued: int
+
+
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """`queue_depth` runs are due, the oldest for `due_lag` seconds. The last four are of this engine alone."""
+    """`queue_depth` runs are due, the oldest for `due_lag` seconds.
+
+    `driving` to `abandoned_threads` are of this engine alone. `buckets` are the first 100 in which slots are held,
+    in the order of their names, and `slots` how many are in each of them, by `workflow` or `workflow:key`.
+    """
 
     queue_depth: int
     due_lag: float
@@ -45,6 +62,7 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     batches: int
     abandoned_threads: int
     slots: dict[str, int] = {}
+    buckets: tuple[SlotUse, ...] = ()
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +88,7 @@ async def gather_stats(machinery: Machinery) -> Stats:
     unclaimable = _unclaimable(tally.due_by_route, await services.read(lambda: live_routes(services.store)))
     for missing in unclaimable:
         machinery.claimer.lapses.warn(Route(missing.workflow, missing.version))
+    buckets = await _buckets(machinery)
     return Stats(
         queue_depth=tally.due,
         due_lag=await _due_lag(machinery, list(tally.due_by_route), now),
@@ -81,7 +100,34 @@ async def gather_stats(machinery: Machinery) -> Stats:
         commits=services.committer.commits,
         batches=services.committer.batches,
         abandoned_threads=machinery.crew.threads.abandoned,
+        slots={_name(use): use.holding for use in buckets},
+        buckets=buckets,
     )
+
+
+async def _buckets(machinery: Machinery) -> tuple[SlotUse, ...]:
+    """Read one after the other, each as of its own instant."""
+    services = machinery.services
+    found: list[SlotUse] = []
+    for side in await services.read(lambda: services.store.sides(SLOTS, limit=_BUCKETS)):
+        bucket = decode_bucket(side.body)
+        tenant, workflow, key = parts_of(side.key)
+        found.append(
+            SlotUse(
+                workflow=workflow,
+                tenant=tenant,
+                key=key,
+                holding=len(bucket.holders),
+                limit=bucket.limit,
+                queued=await services.read(lambda name=side.key: services.store.count_queued(name)),  # type: ignore[misc]  # a lambda with a default
+            )
+        )
+    return tuple(found)
+
+
+def _name(use: SlotUse) -> str:
+    name = use.workflow if use.key is None else f"{use.workflow}:{use.key}"
+    return name if use.tenant is None else f"{use.tenant}/{name}"
 
 
 async def _due_lag(machinery: Machinery, routes: list[Route], now: int) -> float:

@@ -34,7 +34,7 @@ from streamline_trio.stores._derived import (
     same_origin,
     unique_keys,
 )
-from streamline_trio.stores._memory_index import DueQueue, ErrandQueue, Groups
+from streamline_trio.stores._memory_index import DueQueue, ErrandQueue, Groups, SlotQueues
 from streamline_trio.stores._memory_turns import TurnQueue
 
 _APPLIED = Applied()
@@ -54,6 +54,7 @@ class Content:
         self.due = DueQueue()
         self.turns = TurnQueue()
         self.errands = ErrandQueue()
+        self.queued = SlotQueues()
         self.leased = Groups()
         self.attention = Groups()
         self.awaiting = Groups()
@@ -153,7 +154,7 @@ class Content:
         if write.body is None:
             self.sides.pop(name, None)
         else:
-            revision = 1 if stored is None else stored.revision + 1
+            revision = write.first if stored is None else stored.revision + 1
             self.sides[name] = SideDoc(write.kind, write.key, revision, write.body, write.due_at)
         return _APPLIED
 
@@ -187,6 +188,7 @@ class Content:
         self.due.add(run)
         self.turns.add(run)
         self.errands.add(run)
+        self.queued.add(run)
         if head.lease is not None:
             self.leased.add(head.lease.worker, run.id)
             if head.attention:
@@ -205,6 +207,7 @@ class Content:
         self.due.discard(run)
         self.turns.discard(run)
         self.errands.discard(run)
+        self.queued.discard(run)
         if run.head.lease is not None:
             self.leased.discard(run.head.lease.worker, run.id)
             self.attention.discard(run.head.lease.worker, run.id)

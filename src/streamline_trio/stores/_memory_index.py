@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Hashable, Iterable
 from typing import Any
 
-from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.documents import RunDoc, queued_in
 from streamline_trio._core.store import Route
 from streamline_trio.stores._turns import skipped
 
@@ -90,6 +90,35 @@ class ErrandQueue:
         return [run_id for _, run_id in self._entries[: min(limit, _due(self._entries, now))]]
 
 
+class SlotQueues:
+    """Runs that wait for a slot: sorted (priority downwards, ticket, id) for each bucket that has any."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, list[tuple[int, int, str]]] = {}
+
+    def add(self, run: RunDoc) -> None:
+        """Enter the run if it waits for a slot."""
+        if (bucket := queued_in(run.head)) is not None:
+            insort(self._buckets.setdefault(bucket, []), _place(run))
+
+    def discard(self, run: RunDoc) -> None:
+        """Take out what `add` entered for this same document."""
+        bucket = queued_in(run.head)
+        if bucket is None:
+            return
+        queue = self._buckets.get(bucket, [])
+        if _remove(queue, _place(run)) and not queue:
+            del self._buckets[bucket]
+
+    def first(self, bucket: str, limit: int) -> list[str]:
+        """Ids of those who are next."""
+        return [run_id for _, _, run_id in self._buckets.get(bucket, ())[:limit]]
+
+    def count(self, bucket: str) -> int:
+        """How many wait."""
+        return len(self._buckets.get(bucket, ()))
+
+
 class Groups:
     """Sorted run ids by group; a group without members does not exist."""
 
@@ -124,6 +153,10 @@ class Groups:
 def _due_entry(run: RunDoc) -> Entry | None:
     head = run.head
     return None if head.lease is not None or head.due_at is None else (head.due_at, run.id)
+
+
+def _place(run: RunDoc) -> tuple[int, int, str]:
+    return -run.origin.priority, 0 if run.head.slot is None else run.head.slot.ticket, run.id
 
 
 def _route(run: RunDoc) -> Route:

@@ -127,6 +127,16 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return [self._given(run_id) for run_id in self._content.errands.take(now, limit)]
 
+    async def queued(self, bucket: str, limit: int) -> list[RunDoc | Corrupt]:
+        """The first of the runs that wait for a slot of the bucket."""
+        await trio.lowlevel.checkpoint()
+        return [self._given(run_id) for run_id in self._content.queued.first(bucket, limit)]
+
+    async def count_queued(self, bucket: str) -> int:
+        """How many wait for a slot of the bucket."""
+        await trio.lowlevel.checkpoint()
+        return self._content.queued.count(bucket)
+
     async def leased(self, worker: str, *, attention: bool, limit: int, after: str = "") -> list[RunDoc | Corrupt]:
         """Runs leased to the worker, in id order after `after`; with `attention` only those that have it."""
         await trio.lowlevel.checkpoint()

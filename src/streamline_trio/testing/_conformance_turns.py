@@ -1,4 +1,4 @@
-"""Checks of how due runs are given to tenants in turn: condition 18."""
+"""Checks of how due runs are given to tenants in turn: condition 19."""
 
 from __future__ import annotations
 

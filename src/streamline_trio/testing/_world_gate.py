@@ -185,7 +185,7 @@ def _text_of_write(write: Write | Any) -> str:
             return f"update {before.id} rev {before.head.revision} -> {_brief(after)}"
         case Delete(run_id, revision):
             return f"delete {run_id} rev {revision}"
-        case PutSide(kind, key, expected, body, _):
+        case PutSide(kind, key, expected, body):
             verb = "remove" if body is None else "put"
             return f"{verb} {kind} {key.strip()} after rev {expected}".replace("\n", " ")
         case AppendRows(run_id, kind, rows, _, _):

@@ -55,6 +55,8 @@ class WrappedStore:
     due_in_turn: Any = _through("due_in_turn")
     next_due: Any = _through("next_due")
     errands: Any = _through("errands")
+    queued: Any = _through("queued")
+    count_queued: Any = _through("count_queued")
     leased: Any = _through("leased")
     leased_by_priority: Any = _through("leased_by_priority")
     lease_holders: Any = _through("lease_holders")

@@ -22,6 +22,7 @@ from streamline_trio._core.decide import (
     migrating,
     noting,
     outbox,
+    slotting,
     steering,
     stepping,
     suspending,
@@ -65,6 +66,9 @@ _RULES: dict[type[h.Happening], Callable[[Turn, Any], bool | None]] = {
     h.UnpauseAsked: steering.unpause_asked,
     h.Rewound: steering.rewound,
     h.Retried: steering.retried,
+    h.SlotGranted: slotting.slot_granted,
+    h.SlotRefused: slotting.slot_refused,
+    h.SlotAsked: slotting.slot_asked,
     h.OutputPinned: archiving.output_pinned,
 }
 

@@ -6,8 +6,9 @@ import math
 
 import msgspec
 
+from streamline_trio._core.decide import slotting
 from streamline_trio._core.decide.turn import Decision, Turn
-from streamline_trio._core.documents import Head, Lease, Origin, RunDoc
+from streamline_trio._core.documents import WANTS_SLOT, Head, Lease, Origin, RunDoc, SlotDoc
 from streamline_trio._core.events import WorkflowStarted
 from streamline_trio._core.plan import Plan
 
@@ -18,10 +19,11 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     origin: Origin
     state: bytes
     start_at: int | None = None
+    slot: SlotDoc | None = None
 
 
 def admit(request: StartRequest, plan: Plan, now: int, worker: str | None = None) -> Decision:
-    """A new run: begun by `worker` in the same write, or a draft that waits for its time and a worker."""
+    """A new run: begun by `worker` in the same write, or a draft that waits for its time, its slot and a worker."""
     begins = now if request.start_at is None else request.start_at
     head = Head(
         version=plan.version,
@@ -30,10 +32,14 @@ def admit(request: StartRequest, plan: Plan, now: int, worker: str | None = None
         updated_at=now,
         revision=0,
         start_at=request.start_at,
+        slot=request.slot,
         deadline=None if plan.timeout is None else begins + math.ceil(plan.timeout * 1000),
     )
     turn = Turn(RunDoc(origin=request.origin, head=head, state=request.state), plan, now)
-    if worker is not None:
+    if request.slot is not None:
+        if request.slot.state in WANTS_SLOT:
+            slotting.send_admission(turn, request.slot)
+    elif worker is not None:
         turn.to("running")
         turn.change(started_at=now, fence=1)
         turn.lease = Lease(worker=worker, fence=1)

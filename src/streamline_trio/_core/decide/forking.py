@@ -6,8 +6,9 @@ import math
 
 import msgspec
 
+from streamline_trio._core.decide import slotting
 from streamline_trio._core.decide.turn import Decision, Turn
-from streamline_trio._core.documents import ForkedFrom, Head, RunDoc, StepDoc
+from streamline_trio._core.documents import ForkedFrom, Head, RunDoc, SlotDoc, StepDoc
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import FINISHED_STEP, RUN_STATUSES
 
@@ -16,15 +17,16 @@ _ALLOWED = tuple(status for status in RUN_STATUSES if status != "draft")
 
 
 class ForkRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The step to begin at, and the ids of the new run."""
+    """The step to begin at, the ids of the new run, and the slot that it asks for if it needs one."""
 
     from_step: str
     id: str
     start_id: int
+    slot: SlotDoc | None = None
 
 
 def fork(run: RunDoc, request: ForkRequest, plan: Plan, now: int) -> Decision:
-    """The first version of a run that begins at the step: a draft that is due now.
+    """The first version of a run that begins at the step: a draft that is due now, or once it has its slot.
 
     It has the origin of `run` (without idempotency key and parent), its state, its version, and of the steps
     before that are done or skipped the outputs, checkpoints and memos; nothing of later ones, of waits and signals.
@@ -46,6 +48,7 @@ def fork(run: RunDoc, request: ForkRequest, plan: Plan, now: int) -> Decision:
         current_step=request.from_step,
         finished=0 if last is None else last[0],
         output_step=None if last is None else last[1],
+        slot=request.slot,
     )
     origin = _replace(
         run.origin,
@@ -65,7 +68,10 @@ def fork(run: RunDoc, request: ForkRequest, plan: Plan, now: int) -> Decision:
         checkpoints={key: value for key, value in run.checkpoints.items() if key.partition("/")[0] in kept},
         memos={key: memo for key, memo in run.memos.items() if memo.step in kept},
     )
-    return Turn(first, plan, now).build(request.start_id)
+    turn = Turn(first, plan, now)
+    if request.slot is not None:
+        slotting.send_admission(turn, request.slot)
+    return turn.build(request.start_id)
 
 
 def _require_forkable(turn: Turn, from_step: str, target: int, steps: dict[str, StepDoc]) -> None:

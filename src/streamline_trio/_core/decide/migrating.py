@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from streamline_trio._core.decide import slotting
 from streamline_trio._core.decide.claiming import claimed
 from streamline_trio._core.decide.stepping import last_done
 from streamline_trio._core.decide.turn import MapName, Turn
@@ -46,6 +47,7 @@ def migrated(turn: Turn, happening: Migrated) -> None:
         fingerprint=turn.plan.fingerprint,
         output_step=kept.get(turn.head.output_step or "") or last_done(turn),
     )
+    slotting.migrate(turn, happening.slot)
     turn.emit(WorkflowMigrated, from_version=turn.head.version, version=turn.plan.version)
     claimed(turn, happening)
 

@@ -46,7 +46,7 @@ def _nudge_parent(turn: Turn) -> None:
     is_done = turn.status == "done"
     # The outputs of branches are read from their runs, when the join is over.
     output_step: str = (turn.changed("output_step") or "") if is_done and not parent.branch else ""
-    _send(
+    send(
         turn,
         Errand(
             kind="nudge",
@@ -81,7 +81,7 @@ def _cancel_unwanted(turn: Turn, before: Record, now: Record | None) -> None:
         ended=ended,
         reason=f"its parent, run {turn.run.public_id}, {why}",
     )
-    _send(turn, errand)
+    send(turn, errand)
 
 
 def _keeps_losers(record: Record) -> bool:
@@ -95,7 +95,8 @@ def _is_complete(record: Record) -> bool:
     return bits_of(record.ended).bit_count() == record.branches
 
 
-def _send(turn: Turn, errand: Errand) -> None:
+def send(turn: Turn, errand: Errand) -> None:
+    """Put it into the outbox."""
     number = turn.changed("errands") + 1
     turn.change(errands=number)
     turn.put("outbox", f"{number:08d}", errand)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from streamline_trio._core.decide import compensating
+from streamline_trio._core.decide import compensating, slotting
 from streamline_trio._core.decide.stepping import forget_failed_outcomes, reset_steps, restart_deadline
 from streamline_trio._core.decide.turn import Turn
 from streamline_trio._core.events import (
@@ -62,6 +62,7 @@ def rewound(turn: Turn, happening: Rewound) -> None:
     """Reset the target and all later steps; the run is ready to go on from the target."""
     target = turn.plan.index(happening.to)
     _require_rewindable(turn, happening, target)
+    slotting.take_up(turn, happening)
     steps = frozenset(step.id for step in turn.plan.steps[target:])
     reset_steps(turn, steps)
     turn.drop("memos", [key for key, memo in turn.memos.items() if memo.step in steps])
@@ -71,15 +72,17 @@ def rewound(turn: Turn, happening: Rewound) -> None:
     _take_up_again(turn)
 
 
-def retried(turn: Turn, _happening: Retried) -> bool:
+def retried(turn: Turn, happening: Retried) -> bool:
     """Give what failed fresh attempts; everything that succeeded stays. Once: until it settles again."""
     if turn.status not in SETTLED and turn.head.retried:
         return False
     if turn.status == "compensation_failed":
+        slotting.take_up(turn, happening)
         compensating.retry(turn)
         return True
     if turn.status != "failed":
         raise turn.invalid("retry", "it has not failed", "failed", "compensation_failed")
+    slotting.take_up(turn, happening)
     step_id = turn.current_step = _reached(turn)
     if step_id in turn.steps:
         if turn.step(step_id).status == "failed":

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from streamline_trio._core.decide import outbox
+from streamline_trio._core.decide import outbox, slotting
 from streamline_trio._core.documents import (
     KEPT_COMMITS,
     KEPT_TRIES,
@@ -408,6 +408,7 @@ class Turn:
         self.lease = None
         self.paused = False
         self.change(ended_at=self.now, attention=False, ready_at=None, pause_reason=None, retried=False)
+        slotting.leave(self)
         self.drop_records(keep_outcomes=status in {"failed", "compensation_failed"})
 
     # --- the result ----------------------------------------------------------------------------------------
@@ -418,6 +419,8 @@ class Turn:
         What is decided on the result of the same commit belongs to it, and to its revision.
         """
         outbox.fill(self)
+        if self.run.head.slot is not None or "slot" in self._head:
+            slotting.fill(self)
         if "outbox" in self._touched:
             self.change(errand_at=min((errand.due_at for errand in self.outbox.values()), default=None))
         before = self.run.head

@@ -17,7 +17,7 @@ from bson.objectid import ObjectId
 from bson.raw_bson import RawBSONDocument
 
 from streamline_trio._core.codec import ENCODE_ERRORS, maps_of, not_encodable
-from streamline_trio._core.documents import Head, RunDoc
+from streamline_trio._core.documents import Head, RunDoc, queued_in
 from streamline_trio._core.errors import PayloadTooLarge, StreamlineError, ValidationError
 from streamline_trio._core.store import (
     AppendRows,
@@ -259,7 +259,7 @@ def _derived_changes(before: RunDoc, after: RunDoc) -> Pair:
         with_labels = any(label_change(before, after))
         old |= derived_of_waits(before, with_labels=with_labels)
         new |= derived_of_waits(after, with_labels=with_labels)
-    changed = {name: value for name, value in new.items() if old.get(name) != value}
+    changed = {name: value for name, value in new.items() if name in QUARANTINED or old.get(name) != value}
     return changed, {name: None for name in old if name not in new}
 
 
@@ -271,6 +271,8 @@ def _queue_changes(before: RunDoc, after: RunDoc) -> Pair:
 def _derives_the_same(old: Head, new: Head) -> bool:
     """Whether nothing has changed that `derived_of_head` looks at, as in most commits."""
     if new.attention and old.lease != new.lease:
+        return False
+    if (old.slot is not None or new.slot is not None) and (queued_in(old) or queued_in(new)):
         return False
     return (old.status, old.version, old.attention) == (new.status, new.version, new.attention)
 
@@ -321,7 +323,7 @@ def _put_side(write: PutSide) -> SidePut:
         "_id": side_id,
         "kind": write.kind,
         "key": write.key,
-        "revision": (write.expected or 0) + 1,
+        "revision": write.first if write.expected is None else write.expected + 1,
         "body": inline(write.body),
     }
     if write.due_at is not None:

@@ -63,6 +63,8 @@ INDEXES: tuple[Index, ...] = (
     Index(RUNS, "next_due", {"route": 1, "due_at": 1}, _with("due_at")),
     # errands: runs with something to be done elsewhere, whoever holds them.
     Index(RUNS, "errands", {"errand_at": 1, "_id": 1}, _with("errand_at")),
+    # queued: who waits for a slot of a bucket, in line.
+    Index(RUNS, "queued", {"queue": 1, "priority": -1, "slot.ticket": 1, "_id": 1}, _with("queue")),
     # leased, lease_holders: runs of a worker in the order of their ids, attention told by the index itself.
     Index(RUNS, "leased", {"lease.worker": 1, "_id": 1, "attention": 1}, _with("lease.worker")),
     # One active run per key; by_active_key.

@@ -10,6 +10,7 @@ Beside them stands what is derived because something looks for it:
     route         workflow and version, of the queue of due runs
     settled       true once it is
     calling       the worker that should look, as long as the holder has `attention`
+    queue         the bucket of slots that the run waits in line for
     active_key    the uniqueness key, while it binds
     tokens        digests of the tokens of open waits
     waiting       kinds of open waits
@@ -47,6 +48,7 @@ from streamline_trio._core.documents import (
     StepDoc,
     active_key,
     open_tokens,
+    queued_in,
     waiting_kinds,
 )
 from streamline_trio._core.errors import DataCorruption
@@ -158,7 +160,7 @@ _LEASE = _form(Lease)
 _ORIGIN_FIELDS = tuple(name for name in Origin.__struct_fields__ if name != "id")
 _HEAD_FIELDS = Head.__struct_fields__
 QUEUE_FIELDS = ("due_at", "lease")
-QUARANTINED = (*QUEUE_FIELDS, "errand_at")
+QUARANTINED = (*QUEUE_FIELDS, "errand_at", "queue")
 
 
 class Entries(NamedTuple):
@@ -232,6 +234,8 @@ def derived_of_head(run: RunDoc) -> Document:
         found["settled"] = True
     if head.attention and head.lease is not None:
         found["calling"] = head.lease.worker
+    if (bucket := queued_in(head)) is not None:
+        found["queue"] = bucket
     if (key := active_key(run)) is not None:
         found["active_key"] = key
     return found

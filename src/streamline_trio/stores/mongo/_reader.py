@@ -9,7 +9,7 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.read_concern import ReadConcern
 
-from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.documents import RunDoc, queued_in
 from streamline_trio._core.errors import DataCorruption
 from streamline_trio._core.status import RUN_STATUSES
 from streamline_trio._core.store import Corrupt, Cursor, Route, RowKind, RunQuery, SideDoc, SortKey, Tally
@@ -111,6 +111,16 @@ class Reader:
         where = {"errand_at": {"$lte": date(now)}}
         found = self._given(self._runs.find(where).sort([("errand_at", 1), ("_id", 1)]).limit(limit))
         return [run for run in found if isinstance(run, Corrupt) or _has_errand(run, now)]
+
+    def queued(self, bucket: str, limit: int) -> list[RunDoc | Corrupt]:
+        """The first of the runs that wait for a slot of the bucket."""
+        order = [("priority", -1), ("slot.ticket", 1), ("_id", 1)]
+        found = self._given(self._runs.find({"queue": bucket}).sort(order).limit(limit))
+        return [run for run in found if isinstance(run, Corrupt) or queued_in(run.head) == bucket]
+
+    def count_queued(self, bucket: str) -> int:
+        """How many wait for a slot of the bucket."""
+        return self._runs.count_documents({"queue": bucket})
 
     def leased(self, worker: str, limit: int, after: str, *, attention: bool) -> list[RunDoc | Corrupt]:
         """Runs leased to the worker."""

@@ -168,6 +168,14 @@ class MongoStore:
         """Runs with an errand that any worker may do by now, earliest first."""
         return await self._read(lambda reader: reader.errands(now, limit))
 
+    async def queued(self, bucket: str, limit: int) -> list[RunDoc | Corrupt]:
+        """The first of the runs that wait for a slot of the bucket."""
+        return await self._read(lambda reader: reader.queued(bucket, limit))
+
+    async def count_queued(self, bucket: str) -> int:
+        """How many wait for a slot of the bucket."""
+        return await self._read(lambda reader: reader.count_queued(bucket))
+
     async def leased(self, worker: str, *, attention: bool, limit: int, after: str = "") -> list[RunDoc | Corrupt]:
         """Runs leased to the worker, in id order after `after`; with `attention` only those that have it."""
         return await self._read(lambda reader: reader.leased(worker, limit, after, attention=attention))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from typing import NamedTuple
 
-from streamline_trio._core.documents import Head, Record, RunDoc, WaitKind
+from streamline_trio._core.documents import Head, Record, RunDoc, WaitKind, queued_in
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Touched
 from streamline_trio.stores._turns import waits_since
@@ -30,6 +30,8 @@ class Moving(NamedTuple):
     dead_lettered: bool
     waiting: int
     since: int
+    queue: str | None
+    ticket: int | None
 
 
 class Fixed(NamedTuple):
@@ -59,6 +61,8 @@ def moving(run: RunDoc) -> Moving:
         dead_lettered=head.dead_lettered,
         waiting=_waiting(run.records),
         since=waits_since(run) or 0,
+        queue=(queue := queued_in(head)),
+        ticket=None if queue is None or head.slot is None else head.slot.ticket,
     )
 
 
@@ -70,7 +74,9 @@ def has_moved(before: RunDoc, after: RunDoc, touched: Touched | None = None) -> 
     return _told(old) != _told(new) or (old.lease is not new.lease and _worker(old) != _worker(new))
 
 
-_told = attrgetter("status", "version", "due_at", "ready_at", "errand_at", "attention", "paused", "dead_lettered")
+_told = attrgetter(
+    "status", "version", "due_at", "ready_at", "errand_at", "attention", "paused", "dead_lettered", "slot"
+)
 
 
 def _worker(head: Head) -> str | None:

@@ -58,6 +58,10 @@ DUE = """
 ERRANDS = """
     SELECT id FROM runs INDEXED BY runs_errands WHERE errand_at <= ? ORDER BY errand_at, id LIMIT ?
 """
+QUEUED = """
+    SELECT id FROM runs INDEXED BY runs_queued WHERE queue = ? ORDER BY priority DESC, ticket, id LIMIT ?
+"""
+COUNT_QUEUED = "SELECT count(*) FROM runs INDEXED BY runs_queued WHERE queue = ?"
 EARLIEST = """
     SELECT due_at FROM runs INDEXED BY runs_due
     WHERE workflow = ? AND version = ? AND priority = ? AND due_at IS NOT NULL ORDER BY due_at LIMIT 1
@@ -181,6 +185,16 @@ def next_due(connection: sqlite3.Connection, routes: Iterable[Route]) -> int | N
 def errands(connection: sqlite3.Connection, now: int, limit: int) -> list[RunDoc | Corrupt]:
     """Runs with an errand that any worker may do by now."""
     return load_all(connection, _column(connection, ERRANDS, (now, limit)))
+
+
+def queued(connection: sqlite3.Connection, bucket: str, limit: int) -> list[RunDoc | Corrupt]:
+    """The first of the runs that wait for a slot of the bucket."""
+    return load_all(connection, _column(connection, QUEUED, (bucket, limit)))
+
+
+def count_queued(connection: sqlite3.Connection, bucket: str) -> int:
+    """How many wait for a slot of the bucket."""
+    return int(connection.execute(COUNT_QUEUED, (bucket,)).fetchone()[0])
 
 
 def leased(

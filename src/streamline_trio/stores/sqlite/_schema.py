@@ -39,6 +39,8 @@ _TABLES = (
         paused INTEGER NOT NULL,
         dead_lettered INTEGER NOT NULL,
         waiting INTEGER NOT NULL,
+        queue TEXT,
+        ticket INTEGER,
         quarantined INTEGER NOT NULL,
         workflow TEXT NOT NULL,
         priority INTEGER NOT NULL,
@@ -52,6 +54,7 @@ _TABLES = (
     "CREATE INDEX runs_due ON runs (workflow, version, priority, due_at, id) WHERE due_at IS NOT NULL",
     "CREATE INDEX runs_errands ON runs (errand_at, id) WHERE errand_at IS NOT NULL",
     "CREATE INDEX runs_turns ON runs (workflow, version, tenant, since, id, due_at) WHERE due_at IS NOT NULL",
+    "CREATE INDEX runs_queued ON runs (queue, priority DESC, ticket, id) WHERE queue IS NOT NULL",
     "CREATE INDEX runs_leased ON runs (worker, attention, id) WHERE worker IS NOT NULL",
     "CREATE INDEX runs_created ON runs (created_at, id)",
     "CREATE INDEX runs_status ON runs (status, created_at, id)",
@@ -99,6 +102,9 @@ _UPGRADES: dict[int, tuple[str, ...]] = {
         # What is due at once has been ready since some time after it was made, which only its head tells.
         "UPDATE runs SET since = CASE due_at WHEN 0 THEN created_at ELSE due_at END WHERE due_at IS NOT NULL",
         "CREATE INDEX runs_turns ON runs (workflow, version, tenant, since, id, due_at) WHERE due_at IS NOT NULL",
+        "ALTER TABLE runs ADD COLUMN queue TEXT",
+        "ALTER TABLE runs ADD COLUMN ticket INTEGER",
+        "CREATE INDEX runs_queued ON runs (queue, priority DESC, ticket, id) WHERE queue IS NOT NULL",
     ),
 }
 """What makes the next version of a schema out of each, in one pass over the runs at most.

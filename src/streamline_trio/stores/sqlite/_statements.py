@@ -84,7 +84,9 @@ UPDATE_RUNS = Statement(
     alone=f"UPDATE runs SET quarantined = 0, {_set((*_HEAD, *Moving._fields), _PARAMETER)} WHERE no = ?1",  # noqa: S608
 )
 QUARANTINE_RUNS = Statement(
-    "UPDATE runs SET quarantined = 1, due_at = NULL, errand_at = NULL, worker = NULL WHERE no IN (", "?", ")"
+    "UPDATE runs SET quarantined = 1, due_at = NULL, errand_at = NULL, worker = NULL, queue = NULL WHERE no IN (",
+    "?",
+    ")",
 )
 DELETE_RUNS = Statement("DELETE FROM runs WHERE no IN (", "?", ")")
 
@@ -116,7 +118,7 @@ DELETE_ROWS = Statement("DELETE FROM rows WHERE run_id IN (", "?", ")")
 
 HAS_SIDE = "SELECT 1 FROM sides WHERE kind = ? AND key = ?"
 INSERT_SIDE = """
-    INSERT INTO sides (kind, key, revision, body, due_at) VALUES (?, ?, 1, ?, ?) ON CONFLICT DO NOTHING
+    INSERT INTO sides (kind, key, revision, body, due_at) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
 """
 UPDATE_SIDE = """
     UPDATE sides SET revision = revision + 1, body = ?, due_at = ? WHERE kind = ? AND key = ? AND revision = ?

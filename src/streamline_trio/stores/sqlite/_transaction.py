@@ -169,7 +169,7 @@ class Transaction:
         if write.expected is None and write.body is None:
             return _REFUSED if execute(sql.HAS_SIDE, name).fetchone() else _APPLIED
         if write.expected is None:
-            done = execute(sql.INSERT_SIDE, (*name, write.body, write.due_at))
+            done = execute(sql.INSERT_SIDE, (*name, write.first, write.body, write.due_at))
         elif write.body is None:
             done = execute(sql.DELETE_SIDE, (*name, write.expected))
         else:
