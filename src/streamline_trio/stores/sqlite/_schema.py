@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from streamline_trio._core.errors import StoreUnavailable
 
-VERSION = 2
+VERSION = 3
 APPLICATION_ID = 0x5354524D
 
 _TABLES = (
@@ -54,6 +54,7 @@ _TABLES = (
     "CREATE INDEX runs_created ON runs (created_at, id)",
     "CREATE INDEX runs_status ON runs (status, created_at, id)",
     "CREATE INDEX runs_settled ON runs (status, updated_at, id) WHERE settled",
+    "CREATE INDEX runs_dead ON runs (created_at, id) WHERE dead_lettered",
     "CREATE INDEX runs_children ON runs (parent, created_at, id) WHERE parent IS NOT NULL",
     """
     CREATE TABLE parts (
@@ -92,6 +93,7 @@ _UPGRADES: dict[int, tuple[str, ...]] = {
         "ALTER TABLE runs ADD COLUMN errand_at INTEGER",
         "CREATE INDEX runs_errands ON runs (errand_at, id) WHERE errand_at IS NOT NULL",
     ),
+    2: ("CREATE INDEX runs_dead ON runs (created_at, id) WHERE dead_lettered",),
 }
 """What makes the next version of a schema out of each, at a cost that does not grow with the runs."""
 
