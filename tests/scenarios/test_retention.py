@@ -1,8 +1,10 @@
 """Settled runs are removed by status and age: exactly those, with all that is stored of them, and no others."""
 
+import sqlite3
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -19,16 +21,20 @@ from streamline_trio import (
     Workflow,
     open_engine,
 )
+from streamline_trio._core.store import Applied, Delete, PutSide, Update
 from streamline_trio._runtime import expiry
+from streamline_trio._runtime.baton import BatonDoc
 from streamline_trio.testing import crash
 from streamline_trio.testing._wrapped_store import Act, WrappedStore
 from tests.crash.faulty_store import BrokenStore
-from tests.crash.scenes import LEASE, OPTIONS, enlist_phantom
+from tests.crash.scenes import enlist_phantom
 from tests.scenarios.worlds import at_rest, idle, in_virtual_time, one_step
 
 Context = StepContext[Any, Any]
 DAY = 86_400.0
 HOUR = 3600.0
+LEASE = 300.0
+OPTIONS: dict[str, Any] = {"lease": LEASE, "poll_interval": 30.0}
 
 
 class CountingStore(WrappedStore):
@@ -123,7 +129,7 @@ async def test_settled_runs_go_when_their_time_has_come_and_others_never(exclusi
         assert await left(engine) == everything - {"done", "cancelled"}
         await trio.sleep(5 * HOUR)
         assert await left(engine) == {"waiting", "draft"}
-        await trio.sleep(50 * DAY)
+        await trio.sleep(2 * DAY)
         assert await left(engine) == {"waiting", "draft"}
         assert (await engine.stats()).expired == 5
 
@@ -167,7 +173,7 @@ async def test_without_retention_nothing_is_looked_for(retention):
     store = CountingStore(MemoryStore(exclusive=False))
     async with open_engine(store, flow, retention=retention, **OPTIONS) as engine:
         await (await engine.start(flow, "x")).wait()
-        await trio.sleep(100 * DAY)
+        await trio.sleep(2 * DAY)
         assert (store.calls["find"], store.calls["side baton"]) == (0, 0)
         assert await left(engine) == {"done"}
 
@@ -282,30 +288,34 @@ async def test_children_go_after_a_parent_that_a_person_deleted():
 
 @in_virtual_time
 async def test_a_run_that_has_yet_to_tell_its_parent_stays():
-    """Proves that a run with something in its outbox is not removed, however old it is."""
-    store = BrokenStore(MemoryStore(exclusive=False), lambda name, args: name == "write" and is_nudge(args[0]))
+    """Proves that a run with something in its outbox is not removed, whatever has become of its parent."""
+    may_end = trio.Event()
+
+    async def child_step(_ctx: Context) -> int:
+        await may_end.wait()
+        return 7
 
     async def parent_step(ctx: Context) -> Any:
-        return await ctx.child(flow, 7)
+        return await ctx.child(child, None)
 
-    def is_nudge(batch: Any) -> bool:
-        return any(getattr(getattr(write, "before", None), "id", "") == "p" for write in batch)
+    def is_of_the_parent(batch: Any) -> bool:
+        return any(isinstance(write, Update) and write.before.id == "p" for write in batch)
 
-    parent: Workflow[Any, Any] = Workflow("parent")
+    child, parent = one_step(child_step), Workflow[Any, Any]("parent")
     parent.add_step("call", parent_step)
-    async with open_engine(store, parent, flow, retention=Retention(done=10), **OPTIONS) as engine:
-        run = await engine.start(parent, run_id="p", delay=5)
-        await trio.sleep(4)
-        async with open_engine(store, worker=False) as client:
-            child = None
-            while child is None:
-                await trio.sleep(0.05)
-                child = next(iter(await client.find(workflow="flow")), None)
-            store.broken = True
-            await trio.sleep(100)
-            assert await client.count(workflow="flow", status="done") == 1
-            store.broken = False
+    store = BrokenStore(MemoryStore(), lambda name, args: name == "write" and is_of_the_parent(args[0]))
+    async with open_engine(store, parent, child, retention=Retention(done=10)) as engine:
+        run = await engine.start(parent, run_id="p")
+        await at_rest(run)
+        store.broken = True
+        may_end.set()
+        await trio.sleep(200)
+        assert await engine.count(workflow="flow", status="done") == 1
+        assert await engine.delete(workflow="flow") == 0
+        store.broken = False
         assert await run.result(timeout=1000) == 7
+        await trio.sleep(200)
+        assert await engine.count() == 0
 
 
 @in_virtual_time
@@ -357,7 +367,7 @@ async def test_of_ten_workers_one_removes_and_the_others_do_not_even_ask():
 
     alone, ten = await asked_in_an_hour(1), await asked_in_an_hour(10)
     assert alone["find"] == pytest.approx(60, abs=2)
-    assert alone["sides broadcast"] == pytest.approx(HOUR / LEASE, rel=0.15)
+    assert alone["sides broadcast"] == pytest.approx(HOUR / LEASE, rel=0.25)
     assert alone["side baton"] == 0, "nothing to remove: the baton stays where it is"
     for name, calls in alone.items():
         assert ten[name] <= calls * 1.2 + 2, name
@@ -375,7 +385,7 @@ async def test_the_next_worker_goes_on_when_the_one_that_removes_is_gone():
     stuck.broken = True
 
     def is_delete(batch: Any) -> bool:
-        return any(type(write).__name__ == "Delete" for write in batch)
+        return any(isinstance(write, Delete) for write in batch)
 
     kept = Retention(done=HOUR / 2)
     async with open_engine(stuck, flow, retention=kept, **OPTIONS) as first:
@@ -395,8 +405,6 @@ async def test_a_baton_is_not_taken_from_a_worker_that_lives():
     async with open_engine(store, flow) as engine:
         await (await engine.start(flow, 1)).wait()
     await trio.sleep(HOUR)
-    holder = MemoryStore.write  # the phantom below beats through the store itself
-    assert holder is not None
     async with open_engine(store, flow, name="holder", **OPTIONS) as other:
         await hold_the_baton(store, other.worker_id)
         async with open_engine(store, flow, retention=Retention(done=60), **OPTIONS) as engine:
@@ -408,11 +416,6 @@ async def test_a_baton_is_not_taken_from_a_worker_that_lives():
 
 
 async def hold_the_baton(store: Any, worker: Any) -> None:
-    import msgspec
-
-    from streamline_trio._core.store import Applied, PutSide
-    from streamline_trio._runtime.baton import BatonDoc
-
     side = await store.side("baton", "retention")
     body = msgspec.msgpack.encode(BatonDoc(holder=worker, at=1))
     expected = None if side is None else side.revision
@@ -440,8 +443,6 @@ async def test_nothing_is_left_in_a_file(tmp_path):
         with trio.fail_after(20):
             while await engine.count():  # noqa: ASYNC110 - it is for what no event tells of
                 await trio.sleep(0.05)
-    import sqlite3
-
     with sqlite3.connect(tmp_path / "runs.db") as connection:
         tables = ("runs", "parts", "keys", "labels", "rows")
         found = {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}  # noqa: S608

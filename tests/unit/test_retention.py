@@ -10,13 +10,13 @@ from streamline_trio._core.status import SETTLED
 
 
 def test_every_status_a_run_can_rest_in_is_covered_once():
-    """S415: proves that retention speaks for exactly the settled statuses, so that no kind of run stays for ever."""
+    """S415: proves that retention speaks for exactly the settled statuses, so that none stays for ever."""
     covered = [status for statuses in COVERED.values() for status in statuses]
     assert sorted(covered) == sorted(SETTLED)
 
 
 def test_ages_are_milliseconds_by_status():
-    """S414: proves that durations may be seconds or a timedelta, and that `failed` speaks for what was undone too."""
+    """S414: proves that durations may be seconds or a timedelta, and `failed` speaks for what was undone."""
     assert Retention(done=timedelta(days=30)).ages() == {"done": 2_592_000_000}
     assert Retention(failed=1.5, cancelled=2).ages() == {
         "failed": 1500,

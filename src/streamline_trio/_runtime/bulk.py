@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
@@ -15,6 +15,7 @@ from streamline_trio._core.errors import InvalidState, RunNotFound, StoreUnavail
 from streamline_trio._core.happenings import CancelAsked, Happening, Retried
 from streamline_trio._core.status import RunStatus
 from streamline_trio._core.store import Cursor, RunQuery
+from streamline_trio._runtime.orphans import with_active_parents
 from streamline_trio._runtime.queries import RunFilters, query_of
 from streamline_trio._runtime.removing import remove_settled
 
@@ -36,7 +37,7 @@ _NOT_CANCELLED: tuple[RunStatus, ...] = ("done", "failed", "compensated", "compe
 
 
 class BulkProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a bulk verb has come: of the runs `seen` so far it took effect on `done`."""
+    """How far a bulk verb has come: of the runs it has `seen` to so far it took effect on `done`."""
 
     seen: int
     done: int
@@ -45,7 +46,23 @@ class BulkProgress(msgspec.Struct, frozen=True, kw_only=True):
 OnProgress: TypeAlias = Callable[[BulkProgress], object]
 """Called after each batch, in the caller's task; what it raises ends the verb there."""
 
-_Batch: TypeAlias = Callable[[Sequence[RunDoc]], Awaitable[int]]
+
+class _Meter:
+    """Adds up how far a verb has come, and tells whoever wants to know."""
+
+    __slots__ = ("_tell", "done", "seen")
+
+    def __init__(self, tell: OnProgress | None) -> None:
+        self._tell = tell
+        self.seen = 0
+        self.done = 0
+
+    def add(self, seen: int, done: int) -> None:
+        """One batch more."""
+        self.seen += seen
+        self.done += done
+        if self._tell is not None and seen:
+            self._tell(BulkProgress(seen=self.seen, done=self.done))
 
 
 class BulkVerbs:
@@ -63,38 +80,65 @@ class BulkVerbs:
         oldest first, a few hundred at a time. Each run by itself is changed whole or not at all.
         `StoreUnavailable`, or a cancellation, leaves the rest undone: call again.
         """
-        services = self._machinery.services
-        return await self._each_batch(
-            query_of(filters), _DELETABLE, on_progress, lambda runs: remove_settled(services, runs)
-        )
+        meter, services = _Meter(on_progress), self._machinery.services
+
+        async def delete(runs: Sequence[RunDoc]) -> None:
+            meter.add(len(runs), await remove_settled(services, runs))
+
+        await self._each_page(self._until_now(query_of(filters)), _DELETABLE, delete)
+        return meter.done
 
     async def cancel_all(
         self, *, reason: str | None = None, on_progress: OnProgress | None = None, **filters: Unpack[RunFilters]
     ) -> int:
-        """Cancel the runs that match all filters and have not settled; how many are, or are about to be.
+        """Cancel the runs that match all filters and have not settled; how many were asked to, or are cancelled.
 
         Runs that undo what they did because they failed are left to it, unless `status` names `compensating`: then
-        the rest stays undone. Runs that settle meanwhile are passed over. A parent is cancelled before its
-        children, which it cancels too. Durable when it returns; otherwise as `delete`, and each run as by
-        `RunHandle.cancel`.
+        the rest stays undone. Runs that settle meanwhile are passed over. Parents go before their children, which
+        they cancel too: those that are gone by then are not counted. Durable when it returns; otherwise as
+        `delete`, and each run as by `RunHandle.cancel`.
         """
         check_reason(reason, "the reason of a cancellation")
-        query = query_of(filters)
+        meter, query = _Meter(on_progress), self._until_now(query_of(filters))
         stops_undoing = query.status is not None and "compensating" in query.status
-        statuses = (*_ACTIVE, "compensating") if stops_undoing else _ACTIVE
+        groups = ((*_ACTIVE, "compensating") if stops_undoing else _ACTIVE,)
         happening = CancelAsked(reason=reason, stops_undoing=stops_undoing)
+        is_left = True
+        while is_left:
+            seen = meter.seen
+            is_left = await self._cancel_generation(query, groups, happening, meter)
+            if is_left and meter.seen == seen:  # their parents do not match
+                await self._cancel_generation(query, groups, happening, meter, waits_for_parents=False)
+                break
+        return meter.done
 
-        async def cancel(runs: Sequence[RunDoc]) -> int:
-            done = 0
-            while runs:
-                ids = {run.id for run in runs}
-                first = [run for run in runs if run.origin.parent is None or run.origin.parent.run not in ids]
-                done += await self._act_on(first or runs, happening, "cancel_all", _NOT_CANCELLED)
-                tried = {run.id for run in first or runs}
-                runs = [run for run in runs if run.id not in tried]
-            return done
+    async def _cancel_generation(
+        self,
+        query: RunQuery,
+        groups: _Groups,
+        happening: CancelAsked,
+        meter: _Meter,
+        *,
+        waits_for_parents: bool = True,
+    ) -> bool:
+        """Cancel those whose parents are, or have none; whether others are left for the next time.
 
-        return await self._each_batch(query, (statuses,), on_progress, cancel)
+        A parent that saw its child cancelled first would fail, and undo what it did, instead of being cancelled.
+        """
+        is_left = False
+
+        async def cancel(runs: Sequence[RunDoc]) -> None:
+            nonlocal is_left
+            wanted = [run for run in runs if not run.head.cancel_requested]
+            if waits_for_parents:
+                waiting = await with_active_parents(self._machinery.services, wanted)
+                is_left = is_left or bool(waiting)
+                wanted = [run for run in wanted if run.id not in waiting]
+            done = await self._act_on(wanted, happening, "cancel_all")
+            meter.add(len(wanted), sum(run.head.status not in _NOT_CANCELLED for run in done))
+
+        await self._each_page(query, groups, cancel)
+        return is_left
 
     async def retry_all(self, *, on_progress: OnProgress | None = None, **filters: Unpack[RunFilters]) -> int:
         """Retry the `failed` and `compensation_failed` runs that match all filters; how many.
@@ -104,35 +148,35 @@ class BulkVerbs:
         somebody else has taken up meanwhile, and those whose idempotency key another run has by now, are passed
         over. Durable when it returns; otherwise as `delete`, and each run as by `RunHandle.retry`.
         """
-        query = query_of(filters)
+        meter, query = _Meter(on_progress), self._until_now(query_of(filters))
 
-        async def retry(runs: Sequence[RunDoc]) -> int:
-            meant = [run for run in runs if run.origin.parent is None or query.parent is not None]
-            return await self._act_on(meant, Retried(), "retry_all", ())
+        async def retry(runs: Sequence[RunDoc]) -> None:
+            wanted = [run for run in runs if run.origin.parent is None or query.parent is not None]
+            meter.add(len(wanted), len(await self._act_on(wanted, Retried(), "retry_all")))
 
-        return await self._each_batch(query, _RETRIABLE, on_progress, retry)
+        await self._each_page(query, _RETRIABLE, retry)
+        return meter.done
 
-    # --- batches -------------------------------------------------------------------------------------------
+    # --- pages ---------------------------------------------------------------------------------------------
 
-    async def _each_batch(
-        self, query: RunQuery, groups: _Groups, on_progress: OnProgress | None, act: _Batch
-    ) -> int:
-        """Page through what matches now; nothing that is created, or matches, later keeps it going."""
+    def _until_now(self, query: RunQuery) -> RunQuery:
+        """The query without what will be created from now on, which would keep a verb going."""
+        now = self._machinery.services.clock.now() + 1
+        before = now if query.created_before is None else min(now, query.created_before)
+        return msgspec.structs.replace(query, created_before=before)
+
+    async def _each_page(
+        self, query: RunQuery, groups: _Groups, act: Callable[[Sequence[RunDoc]], Awaitable[None]]
+    ) -> None:
+        """Page through what matches, each run once."""
         await trio.lowlevel.checkpoint()
-        end = self._machinery.services.clock.now() + 1
-        end = end if query.created_before is None else min(end, query.created_before)
-        seen = done = 0
         for group in groups:
             wanted = tuple(status for status in group if query.status is None or status in query.status)
-            asked = msgspec.structs.replace(query, status=wanted, created_before=end)
+            asked = msgspec.structs.replace(query, status=wanted)
             page = await self._page_after(asked, None)
             while page:
-                done += await act(page)
-                seen += len(page)
-                if on_progress is not None:
-                    on_progress(BulkProgress(seen=seen, done=done))
+                await act(page)
                 page = await self._page_after(asked, page)
-        return done
 
     async def _page_after(self, query: RunQuery, page: Sequence[RunDoc] | None) -> list[RunDoc]:
         """The page that follows, or the first one; empty after the last."""
@@ -144,10 +188,8 @@ class BulkVerbs:
             lambda: services.store.find(query, sort="created_at", limit=_AT_ONCE, after=after)
         )
 
-    async def _act_on(
-        self, runs: Sequence[RunDoc], happening: Happening, verb: str, missed: Collection[RunStatus]
-    ) -> int:
-        """Let it happen to each, many at a time; how many it happened to: of those whose status is not `missed`."""
+    async def _act_on(self, runs: Sequence[RunDoc], happening: Happening, verb: str) -> list[RunDoc]:
+        """Let it happen to each, many at a time; those it happened to, as they are now."""
         limiter = trio.CapacityLimiter(_ACTING_AT_ONCE)
         done: list[RunDoc] = []
         failures: list[StoreUnavailable] = []
@@ -155,19 +197,17 @@ class BulkVerbs:
         async def one(run: RunDoc) -> None:
             async with limiter:
                 try:
-                    after = await self._machinery.act(run.id, happening, run)
+                    done.append(await self._machinery.act(run.id, happening, run))
                 except (InvalidState, RunNotFound):
                     return
                 except StoreUnavailable as error:
                     failures.append(error)
                 except StreamlineError as error:
                     self._machinery.services.report(f"{verb} passes over run {run.id}", error, run)
-                else:
-                    done.append(after)
 
         async with trio.open_nursery() as nursery:
             for run in runs:
                 nursery.start_soon(one, run)
         if failures:
             raise StoreUnavailable(str(failures[0])) from failures[0]
-        return sum(run.head.status not in missed for run in done)
+        return done
