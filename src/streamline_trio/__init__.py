@@ -104,6 +104,9 @@ from streamline_trio._core.options import (
 from streamline_trio._core.recurrence import (
     Recurrence,
 )
+from streamline_trio._core.retention import (
+    Retention,
+)
 from streamline_trio._core.signals import (
     Signal,
 )
@@ -119,6 +122,9 @@ from streamline_trio._core.step import (
 )
 from streamline_trio._core.store import (
     Store,
+)
+from streamline_trio._runtime.bulk import (
+    BulkProgress,
 )
 from streamline_trio._runtime.context import (
     StepContext,
@@ -209,6 +215,7 @@ __all__ = [
     "Approved",
     "Branch",
     "BranchResult",
+    "BulkProgress",
     "CancelOn",
     "ChildFailed",
     "CompensationState",
@@ -250,6 +257,7 @@ __all__ = [
     "Progress",
     "Recurrence",
     "Rejected",
+    "Retention",
     "Run",
     "RunCancelled",
     "RunCompensation",

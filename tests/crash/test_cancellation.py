@@ -166,6 +166,11 @@ ENGINE: dict[str, list[Case]] = {
     "workers": [reads("done", lambda s: s.engine.workers)],
     "pending": [reads("parked", lambda s: s.engine.pending)],
     "delete": [Case("done", lambda s: s.engine.delete, is_deleted)],
+    "cancel_all": [
+        Case("parked", lambda s: s.engine.cancel_all, stored(lambda run: run.head.status == "cancelled")),
+        Case("held", lambda s: s.engine.cancel_all, is_written),
+    ],
+    "retry_all": [Case("failed", lambda s: s.engine.retry_all, is_written)],
     "emit": [
         Case("listening", lambda s: lambda: s.engine.emit(note, 5, run="r"), took_the_signal),
         Case("listening", lambda s: lambda: s.engine.emit(note, 5), took_the_signal),

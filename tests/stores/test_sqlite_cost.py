@@ -9,6 +9,7 @@ import trio.testing
 
 from streamline_trio._core.documents import StepDoc
 from streamline_trio._core.store import (
+    Cursor,
     Delete,
     Insert,
     Route,
@@ -168,6 +169,9 @@ def test_writes_never_scan(crowded, rows):
         (RunQuery(), "-created_at", "runs_created"),
         (RunQuery(status=("failed",)), "-created_at", "runs_status"),
         (RunQuery(status=("done",), updated_before=5), "updated_at", "runs_settled"),
+        (RunQuery(status=("done",), updated_after=5), "updated_at", "runs_settled"),
+        (RunQuery(dead_lettered=True), "-created_at", "runs_dead"),
+        (RunQuery(dead_lettered=True, status=("failed",), created_before=5), "created_at", "runs_dead"),
         (RunQuery(parent="p"), "created_at", "runs_children"),
         (RunQuery(tags=("rare",)), "-created_at", "labels"),
     ],
@@ -179,6 +183,31 @@ def test_lists_use_an_index(crowded, query, sort, index):
     steps = plan(connection, statement, values)
     connection.close()
     assert any(index in step for step in steps), steps
+
+
+def test_a_page_of_old_runs_is_not_sorted(crowded):
+    """Proves that retention and bulk verbs read the next page of one status, and not all that match, to sort it."""
+    connection = sqlite3.connect(crowded)
+    asked = [
+        (RunQuery(status=("done",), updated_before=5), "updated_at"),
+        (RunQuery(status=("done",), created_before=5), "created_at"),
+        (RunQuery(status=("failed",), created_before=5, dead_lettered=True), "created_at"),
+    ]
+    for query, sort in asked:
+        statement, values = _find.page_statement(query, sort, 100, Cursor(1, "x"))
+        (step,) = plan(connection, statement, values)
+        assert step.startswith("SEARCH runs USING INDEX")
+    connection.close()
+
+
+def test_counts_of_statistics_come_from_indexes(crowded):
+    """Proves that counts by status, and of dead letters, read narrow indexes and no run."""
+    connection = sqlite3.connect(crowded)
+    (statuses,) = plan(connection, _reader.STATUSES)
+    dead = _find.condition(RunQuery(dead_lettered=True))
+    (letters,) = plan(connection, f"SELECT count(*) FROM runs WHERE {dead.where()}", dead.values)  # noqa: S608
+    connection.close()
+    assert (statuses, letters) == ("SCAN runs USING COVERING INDEX runs_status", "SCAN runs USING INDEX runs_dead")
 
 
 def steps_of(connection, function):

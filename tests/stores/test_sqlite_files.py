@@ -5,7 +5,7 @@ import pytest
 
 from streamline_trio._core.codec import split
 from streamline_trio._core.errors import DataCorruption, StoreUnavailable
-from streamline_trio._core.store import Applied, Route
+from streamline_trio._core.store import Applied, Route, RunQuery
 from streamline_trio.stores.sqlite import SqliteStore, _files, _schema
 from streamline_trio.testing._conformance_base import moved, sample
 from tests.stores import schema_1
@@ -89,6 +89,22 @@ async def test_a_file_of_the_first_schema_is_upgraded(path):
             assert await store.errands(9, 9) == [run] * len(due)
             if not due:
                 assert await store.write([moved(run, errand_at=7)]) == [Applied()]
+
+
+async def test_dead_letters_of_the_second_schema_are_found(path):
+    """Proves that a file that knew errands but no index of dead letters keeps its dead letters, and finds them."""
+    made_by_the_first_schema(path)
+    with sqlite3.connect(path) as connection:
+        for statement in _schema._UPGRADES[1]:
+            connection.execute(statement)
+        connection.execute("UPDATE runs SET status = 'failed', settled = 1, due_at = NULL, dead_lettered = 1")
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+    async with opened(path) as store:
+        assert await store.count(RunQuery(dead_lettered=True)) == 1
+        found = await store.find(RunQuery(dead_lettered=True), sort="-created_at", limit=9, after=None)
+        assert [run.id for run in found] == ["old"]
+        assert await store.count(RunQuery(dead_lettered=False)) == 0
 
 
 async def test_an_upgrade_by_two_at_once_is_made_once(path):

@@ -3,7 +3,7 @@
 Every poll: has anybody committed something to runs we hold, has a lock been released? Every third of a lease: do
 the others still beat, has anybody left an errand undone? Every lease: are there leases nobody stands behind,
 broadcasts nobody delivers, slots given to runs that may not know it? Every minute: is there anything in the store
-that no run refers to?
+that no run refers to? For broadcasts and the last one worker is enough, and the first of those that live looks.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Care:
         self._last_look = trio.current_time()
         self._last_walk = trio.current_time()
         self._last_sweep = trio.current_time()
+        self._is_sweeping = False
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -62,7 +63,7 @@ class Care:
             if walk:
                 self._last_walk = now
                 await self._hand_back_orphans()
-                await sweep_broadcasts(machinery)
+                self._sweep_broadcasts()
                 await machinery.slots.look()
         else:
             found = await machinery.observer.look_at_locks()
@@ -72,12 +73,29 @@ class Care:
                 machinery.migrator.are_gone(machinery.observer.dead)
         if now - self._last_sweep >= SWEEP_EVERY:
             self._last_sweep = now
-            await self._sweep()
+            if machinery.observer.is_first():
+                await self._sweep()
 
     async def _sweep(self) -> None:
         services = self._machinery.services
         if isinstance(services.store, Sweeper) and (removed := await services.store.sweep()):
+            services.counts.swept += removed
             services.logger.info("%d documents that no run refers to were removed", removed)
+
+    def _sweep_broadcasts(self) -> None:
+        """By one worker, and in a task of its own, since thousands may wait for one; never by two at a time."""
+        machinery = self._machinery
+        if not self._is_sweeping and machinery.observer.is_first():
+            self._is_sweeping = True
+            machinery.services.spawn(self._sweep_broadcasts_once)
+
+    async def _sweep_broadcasts_once(self) -> None:
+        try:
+            await sweep_broadcasts(self._machinery)
+        except StoreUnavailable as error:
+            self._machinery.services.logger.warning("broadcasts wait for the next round: %s", error)
+        finally:
+            self._is_sweeping = False
 
     async def _attend(self) -> None:
         """Show the drivers what others have committed to their runs."""

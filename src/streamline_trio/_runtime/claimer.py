@@ -224,16 +224,22 @@ class Claimer:
         waiting.add()
         self._services.committer.post(
             Update(run, decision.run, decision.touched),
-            lambda outcome: self._claimed(outcome, decision, workflow, waiting),
+            lambda outcome: self._claimed(outcome, run, decision, workflow, waiting),
         )
 
     def _claimed(
-        self, outcome: Outcome, decision: Decision, workflow: Workflow[Any, Any], waiting: _Countdown
+        self,
+        outcome: Outcome,
+        before: RunDoc,
+        decision: Decision,
+        workflow: Workflow[Any, Any],
+        waiting: _Countdown,
     ) -> None:
         """The committer tells what became of a claim."""
         run = decision.run
         applied = isinstance(outcome, Applied)
         if applied:
+            self._services.counts.claimed(before, run)
             self._services.committed(run, (decision,))
         if applied and run.head.lease is not None:
             self._crew.drive(run, workflow)

@@ -90,6 +90,7 @@ async def _claim(machinery: Machinery, run: RunDoc, *, lease_dead: bool) -> Outc
     def tell(outcome: Outcome) -> None:
         outcomes.append(outcome)
         if isinstance(outcome, Applied):
+            services.counts.claimed(run, decision.run)
             services.committed(decision.run, (decision,))
         if isinstance(outcome, Applied) and decision.run.head.lease is not None:
             driver = crew.drive(decision.run, workflow)

@@ -21,12 +21,11 @@ from streamline_trio._core.errors import InvalidState, RunNotFound, TokenInvalid
 from streamline_trio._core.happenings import Answered, Withdrawn
 from streamline_trio._core.local_time import LocalTime
 from streamline_trio._core.signals import Signal
-from streamline_trio._core.status import SETTLED
-from streamline_trio._core.store import Applied, Delete, RunQuery
+from streamline_trio._core.store import RunQuery
 from streamline_trio._core.tenancy import check_tenant
+from streamline_trio._runtime.bulk import BulkVerbs
 from streamline_trio._runtime.emission import emit
 from streamline_trio._runtime.handle import RunHandle, handle_of, place_of
-from streamline_trio._runtime.orphans import deletable
 from streamline_trio._runtime.publisher import Listener, Subscription
 from streamline_trio._runtime.queries import (
     Page,
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
 InputT = TypeVar("InputT")
 T = TypeVar("T")
 
-_DELETED_AT_ONCE = 200
 _LONGEST_ID = 1000
 
 
@@ -72,7 +70,7 @@ class PendingWait(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None = None
 
 
-class Engine:
+class Engine(BulkVerbs):
     """Starts runs, reads them, signals them and, unless opened with `worker=False`, drives them.
 
     Made by `open_engine`. All coroutines are cancel points; those that write are atomic, and what they have
@@ -201,33 +199,6 @@ class Engine:
         query = await self._query(filters)
         services = self._machinery.services
         return await services.read(lambda: services.store.count(query))
-
-    async def delete(self, **filters: Unpack[RunFilters]) -> int:
-        """Delete the settled runs that match all filters, with everything stored of them; how many.
-
-        Children of a run that has not settled, or has failed after joining them and may be retried, are left, since
-        it may still read them, and so are runs that have yet to tell others of their end.
-        """
-        query = await self._query(filters)
-        wanted = tuple(status for status in (query.status or sorted(SETTLED)) if status in SETTLED)
-        if not wanted:
-            return 0
-        query = msgspec.structs.replace(query, status=wanted)
-        deleted = 0
-        cursor: str | None = None
-        while True:
-            runs = await self._page(query, "created_at", _DELETED_AT_ONCE, cursor)
-            left = runs[:_DELETED_AT_ONCE]
-            while found := await deletable(self._machinery.services, left):
-                for run in found:
-                    verdict = await self._machinery.services.committer.submit(Delete(run.id, run.head.revision))
-                    deleted += isinstance(verdict, Applied)
-                # With their parents gone, nobody needs the children any more.
-                gone = {run.id for run in found}
-                left = [run for run in left if run.id not in gone]
-            if len(runs) <= _DELETED_AT_ONCE:
-                return deleted
-            cursor = cursor_after(runs[_DELETED_AT_ONCE - 1], "created_at")
 
     async def pending(
         self,

@@ -65,7 +65,7 @@ class Lapses:
         except StreamlineError as error:
             services.logger.warning("the lease of run %s is not given up: %s", run.origin.id, error)
             return []
-        lapse = _Posted(services, decision)
+        lapse = _Posted(services, run, decision)
         services.committer.post(Update(run, decision.run, decision.touched), lapse.told)
         return [lapse]
 
@@ -73,10 +73,11 @@ class Lapses:
 class _Posted:
     """A lapse on its way to the store."""
 
-    __slots__ = ("_decision", "_outcome", "_services", "_told")
+    __slots__ = ("_before", "_decision", "_outcome", "_services", "_told")
 
-    def __init__(self, services: Services, decision: Decision) -> None:
+    def __init__(self, services: Services, before: RunDoc, decision: Decision) -> None:
         self._services = services
+        self._before = before
         self._decision = decision
         self._outcome: Outcome | None = None
         self._told = trio.Event()
@@ -85,6 +86,7 @@ class _Posted:
         """The committer tells what became of it."""
         self._outcome = outcome
         if isinstance(outcome, Applied):
+            self._services.counts.claimed(self._before, self._decision.run)
             self._services.committed(self._decision.run, (self._decision,))
         self._told.set()
 

@@ -202,6 +202,7 @@ class Migrator:
         def tell(outcome: Outcome) -> None:
             applied = isinstance(outcome, Applied)
             if applied:
+                self._services.counts.claimed(run, decision.run)
                 self._services.committed(decision.run, (decision,))
             if applied and decision.run.head.lease is not None:
                 self._crew.drive(decision.run, workflow)

@@ -24,6 +24,7 @@ class Observer:
         self._services = services
         self._own_id = own_id
         self._seen: dict[str, tuple[int, float]] = {}
+        self._live: dict[str, WorkerDoc] = {}
         self.dead: set[str] = set()
 
     async def look(self, *, holders: bool) -> bool:
@@ -33,18 +34,28 @@ class Observer:
         name and that has no document afterwards has ended.
         """
         named = await self._services.store.lease_holders() if holders else []
-        live: set[str] = set()
+        live: dict[str, WorkerDoc] = {}
         for side in await self._sides():
             if side.key == self._own_id():
-                live.add(side.key)
+                live[side.key] = decode_worker(side.body)
             elif await self._is_gone(side):
                 self.dead.add(side.key)
             else:
-                live.add(side.key)
+                live[side.key] = decode_worker(side.body)
+        self._live = live
         self._seen = {worker: seen for worker, seen in self._seen.items() if worker in live}
         own = self._own_id()
         self.dead.update(worker for worker in named if worker not in live and worker != own)
         return bool(self.dead)
+
+    def is_first(self, among: Callable[[WorkerDoc], bool] = lambda _worker: True) -> bool:
+        """Whether we are the first of the workers that live, as of the last look, and nobody has to be asked.
+
+        What one worker is enough for is left to that one. Two may take themselves for it, or none, until the next
+        look, or for as long as it takes to see that a worker is gone.
+        """
+        own = self._own_id()
+        return own is not None and own == min((id_ for id_, doc in self._live.items() if among(doc)), default="")
 
     async def look_at_locks(self) -> bool:
         """The quick round: only those whose lock says that they are gone."""

@@ -11,13 +11,15 @@ from typing import Any
 
 import trio
 
-from streamline_trio._core.checking import is_whole
+from streamline_trio._core.checking import is_a, is_whole
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.durations import seconds_of
 from streamline_trio._core.errors import StoreUnavailable, ValidationError, leaves_of
 from streamline_trio._core.events import SchedulerCircuitOpen
 from streamline_trio._core.naming import is_tag
+from streamline_trio._core.retention import Retention
+from streamline_trio._core.status import RunStatus
 from streamline_trio._core.store import Hint, Store
 from streamline_trio._runtime.admission import take_up
 from streamline_trio._runtime.care import Care
@@ -29,6 +31,7 @@ from streamline_trio._runtime.crew import Crew
 from streamline_trio._runtime.emission import emit_from_run, sweep_broadcasts
 from streamline_trio._runtime.engine import Engine
 from streamline_trio._runtime.errands import Errands
+from streamline_trio._runtime.expiry import Expiry
 from streamline_trio._runtime.machinery import Machinery
 from streamline_trio._runtime.migrator import Migrator
 from streamline_trio._runtime.observer import Observer
@@ -59,6 +62,7 @@ async def open_engine(
     drain_timeout: float | timedelta = 10.0,
     max_recoveries: int = 5,
     tenancy: Tenancy = "optional",
+    retention: Retention | None = None,
     clock: Clock | None = None,
     logger: logging.Logger | None = None,
     chance: Chance | None = None,
@@ -72,7 +76,8 @@ async def open_engine(
     it is left. A store that does not take these last writes within seconds is not waited for: other workers then
     find the runs as those of a worker that crashed. An exception of the body leaves unchanged. With
     `tenancy="required"` verbs outside a tenant's scope raise `TenantRequired`; what the engine does by itself is
-    not affected. `clock` and
+    not affected. `retention` says after how long workers remove settled runs, all that are in the store; without
+    it they are kept. `clock` and
     `chance` (ids and randomness) are for tests. Raises `DefinitionError`, `ValidationError`, `StoreUnavailable`.
     """
     options = Options(
@@ -83,6 +88,7 @@ async def open_engine(
         drain_timeout=seconds_of(drain_timeout, what="drain_timeout"),
         max_recoveries=_whole(max_recoveries, "max_recoveries", 0),
         tenancy=_tenancy(tenancy),
+        keeps_retention=bool(_ages(retention)),
     )
     opened = store_from(store)
     life = _Life(
@@ -93,6 +99,7 @@ async def open_engine(
         clock=clock or virtual_clock.get() or WallClock(),
         chance=chance or Chance(),
         logger=logger or logging.getLogger("streamline_trio"),
+        ages=_ages(retention),
     )
     await opened.open()
     failure: BaseException | None = None
@@ -134,8 +141,11 @@ class _Life:
         clock: Clock,
         chance: Chance,
         logger: logging.Logger,
+        ages: dict[RunStatus, int],
     ) -> None:
         self._store = store
+        self._ages = ages
+        self._expiry: Expiry | None = None
         self._registry = registry
         self._options = options
         self._is_worker = is_worker
@@ -279,6 +289,8 @@ class _Life:
             nursery.start_soon(Care(machinery, errands).run)
         if self._is_worker:
             nursery.start_soon(self._claim, machinery)
+            self._expiry = Expiry(machinery, self._ages)
+            nursery.start_soon(self._expiry.run)
         nursery.start_soon(trio.sleep_forever)
 
     async def _claim(self, machinery: Machinery) -> None:
@@ -299,8 +311,8 @@ class _Life:
             machinery.claimer.notify(hint.due_at)
             if machinery.migrator is not None:
                 machinery.migrator.notify()
-        if hint.settled and hint.run_id not in machinery.crew.drivers:
-            machinery.watcher.hinted(hint.run_id)
+        if hint.settled:
+            self._settled(machinery, hint.run_id)
         if hint == _SOMETHING:
             self._stir()
         if hint.worker is None:
@@ -311,6 +323,12 @@ class _Life:
                 driver.writer.refresh()
         elif not hint.run_id and self._is_worker:
             machinery.services.spawn(self._look)
+
+    def _settled(self, machinery: Machinery, run_id: str) -> None:
+        if run_id not in machinery.crew.drivers:
+            machinery.watcher.hinted(run_id)
+        if self._store.exclusive and self._expiry is not None:
+            self._expiry.settled()
 
     def _stir(self) -> None:
         """Others wrote: let all who look from time to time look now, but not all the time."""
@@ -414,6 +432,12 @@ def _tenancy(value: Tenancy) -> Tenancy:
     if value not in TENANCIES:
         raise ValidationError(f"tenancy is one of {TENANCIES}, not {value!r}")
     return value
+
+
+def _ages(retention: Retention | None) -> dict[RunStatus, int]:
+    if retention is not None and not is_a(retention, Retention):
+        raise ValidationError(f"retention is a Retention or None, not {retention!r}")
+    return {} if retention is None else retention.ages()
 
 
 def _positive(value: float | timedelta, what: str) -> float:

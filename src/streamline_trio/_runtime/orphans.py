@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from streamline_trio._runtime.services import Services
 
 
+_GOING_ON = ("draft", "running", "waiting")
+
+
 async def orphans_among(services: Services, runs: Iterable[RunDoc | Corrupt]) -> dict[str, str]:
     """Of the drafts, those whose parent no longer waits for them, each with the reason; one read at most.
 
@@ -34,6 +37,18 @@ async def deletable(services: Services, runs: Sequence[RunDoc]) -> list[RunDoc]:
     done = [run for run in runs if run.head.errand_at is None]
     parents = await _parents(services, [run.origin.parent for run in done if run.origin.parent is not None])
     return [run for run in done if not _is_needed(run.origin.parent, parents)]
+
+
+async def with_active_parents(services: Services, runs: Iterable[RunDoc]) -> set[str]:
+    """Ids of those whose parents go on; one read at most."""
+    asked = [(run.id, run.origin.parent) for run in runs if run.origin.parent is not None]
+    parents = await _parents(services, [parent for _, parent in asked])
+    return {run_id for run_id, parent in asked if _goes_on(parents.get(parent.run))}
+
+
+def _goes_on(run: RunDoc | None) -> bool:
+    """Whether it may still see how its children end; one that undoes what it did does not look any more."""
+    return run is not None and run.head.status in _GOING_ON and not run.head.cancel_requested
 
 
 def _is_needed(parent: Parent | None, parents: dict[str, RunDoc | None]) -> bool:

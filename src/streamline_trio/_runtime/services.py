@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import trio
@@ -19,6 +19,7 @@ from streamline_trio._core.store import Store
 from streamline_trio._runtime.circuit import Circuit
 from streamline_trio._runtime.clock import Chance, Clock
 from streamline_trio._runtime.committer import GroupCommitter
+from streamline_trio._runtime.counts import Counts
 from streamline_trio._runtime.polls import Polls
 from streamline_trio._runtime.publisher import Publisher
 from streamline_trio._runtime.registry import Registry
@@ -41,6 +42,7 @@ class Options:
     drain_timeout: float
     max_recoveries: int
     tenancy: Literal["optional", "required"]
+    keeps_retention: bool = False
 
 
 @dataclass(kw_only=True)
@@ -63,6 +65,7 @@ class Services:
     emit: Callable[..., Awaitable[None]]
     errands: Callable[[RunDoc], None]
     registry: Registry
+    counts: Counts = field(default_factory=Counts)
 
     def spawn(self, task: Callable[[], Awaitable[Any]]) -> None:
         """Run a task for as long as the engine is open."""

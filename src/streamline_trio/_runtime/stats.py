@@ -13,7 +13,7 @@ from streamline_trio._core.due import due_since
 from streamline_trio._core.durations import instant_of
 from streamline_trio._core.slots import SLOTS, decode_bucket, parts_of
 from streamline_trio._core.status import RunStatus
-from streamline_trio._core.store import Route
+from streamline_trio._core.store import Route, RunQuery
 from streamline_trio._runtime.worker import WorkerDoc
 from streamline_trio._runtime.workers import live_routes, live_workers
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 100
 _BUCKETS = 100
+_DEAD_LETTERS = RunQuery(dead_lettered=True)
 
 
 class Unclaimable(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,10 +46,18 @@ class SlotUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):
-    """`queue_depth` runs are due, the oldest for `due_lag` seconds.
+    """Counts over the whole store, and of this one engine since it was opened.
 
-    `driving` to `abandoned_threads` are of this engine alone. `buckets` are the first 100 in which slots are held,
-    in the order of their names, and `slots` how many are in each of them, by `workflow` or `workflow:key`.
+    Of the store, as of now: `queue_depth` runs are due, the oldest for `due_lag` seconds; `by_status` has every
+    status, also at 0, of which `running` and `waiting` are two; `dead_letters` have failed because their workers
+    died too often in a row; `unclaimable` tells of due runs that no live worker has the code for.
+
+    Of this engine: `driving` runs right now, `claims` of runs and, among them or not its to run, `recoveries` from
+    workers that were gone; `commits` in `batches`; sync handlers in `abandoned_threads`; runs `expired` that it
+    has removed for their age, and `swept` what dead processes had left behind in the store.
+
+    `buckets` are the first 100 in which slots are held, in the order of their names, and `slots` how many are held
+    in each of them, by `workflow` or `workflow:key`.
     """
 
     queue_depth: int
@@ -63,6 +72,11 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     abandoned_threads: int
     slots: dict[str, int] = {}
     buckets: tuple[SlotUse, ...] = ()
+    dead_letters: int = 0
+    claims: int = 0
+    recoveries: int = 0
+    expired: int = 0
+    swept: int = 0
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +116,11 @@ async def gather_stats(machinery: Machinery) -> Stats:
         abandoned_threads=machinery.crew.threads.abandoned,
         slots={_name(use): use.holding for use in buckets},
         buckets=buckets,
+        dead_letters=await services.read(lambda: services.store.count(_DEAD_LETTERS)),
+        claims=services.counts.claims,
+        recoveries=services.counts.recoveries,
+        expired=services.counts.expired,
+        swept=services.counts.swept,
     )
 
 

@@ -38,6 +38,7 @@ class WorkerDoc(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     loop_lag: float = 0.0
     host: str = ""
     pid: int = 0
+    keeps_retention: bool = False
 
 
 _decode = msgspec.msgpack.Decoder(WorkerDoc).decode
@@ -137,6 +138,7 @@ class Worker:
                 loop_lag=round(self.loop_lag, 4),
                 host=socket.gethostname(),
                 pid=os.getpid(),
+                keeps_retention=options.keeps_retention,
             )
         )
 

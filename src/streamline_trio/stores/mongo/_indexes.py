@@ -79,6 +79,8 @@ INDEXES: tuple[Index, ...] = (
     Index(RUNS, "status", {"status": 1, "created_at": 1, "_id": 1}),
     # find of settled runs by their end, which is how old ones are removed.
     Index(RUNS, "settled", {"status": 1, "updated_at": 1, "_id": 1}, {"settled": True}),
+    # find and count of dead letters, of which there are few.
+    Index(RUNS, "dead", {"created_at": 1, "_id": 1}, {"dead_lettered": True}),
     # find by parent: a run looks after its children.
     Index(RUNS, "children", {"parent.run": 1, "created_at": 1, "_id": 1}, _with("parent.run")),
     # sides with `due_before`.

@@ -12,7 +12,7 @@ from streamline_trio.stores._derived import meta_label, tag_label, wanted_meta
 from streamline_trio.stores.sqlite._columns import WAITING_BITS, Value
 from streamline_trio.stores.sqlite._reader import load_many
 
-_EQUAL = ("workflow", "version", "tenant", "user", "parent", "paused", "dead_lettered")
+_EQUAL = ("workflow", "version", "tenant", "user", "parent", "paused")
 _BOUNDS = (
     ("created_after", "created_at >= ?"),
     ("created_before", "created_at < ?"),
@@ -48,6 +48,9 @@ def condition(query: RunQuery) -> Condition:
             found.add(term, bound)
     if query.waiting is not None:
         found.add("waiting & ?", WAITING_BITS[query.waiting])
+    if query.dead_lettered is not None:
+        # Without a parameter it opens the index of dead letters.
+        found.add("dead_lettered" if query.dead_lettered else "NOT dead_lettered")
     _add_status(query, found)
     for label in _labels(query):
         found.add("id IN (SELECT run_id FROM labels WHERE label = ?)", label)
@@ -57,7 +60,9 @@ def condition(query: RunQuery) -> Condition:
 def _add_status(query: RunQuery, found: Condition) -> None:
     if query.status is None:
         return
-    found.add(f"status IN ({', '.join('?' * len(query.status))})", *query.status)
+    # Dead letters are few: without an index of its own, their status leaves the choice to theirs.
+    column = "+status" if query.dead_lettered else "status"
+    found.add(f"{column} IN ({', '.join('?' * len(query.status))})", *query.status)
     if SETTLED.issuperset(query.status):
         found.add("settled")  # opens the index that keeps settled runs by their last update
 
