@@ -258,12 +258,13 @@ async def test_a_scope_cannot_be_widened():
     async with open_engine(MemoryStore(), flow) as engine:
         one = engine.scoped("a")
         assert (await one.scoped("a").start(flow, 1)).tenant == "a"
-        for call in (
+        calls: tuple[Callable[[], object], ...] = (
             lambda: one.scoped("b"),
             lambda: one.run("r", tenant="b"),
             *(partial(engine.scoped, wrong) for wrong in NO_TENANTS),
             lambda: engine.run("r", tenant=""),
-        ):
+        )
+        for call in calls:
             with pytest.raises(ValidationError):
                 call()
         for wrong in ("", *NO_TENANTS[2:]):
