@@ -137,6 +137,7 @@ async def test_low_priority_is_taken_though_high_ones_keep_coming() -> None:
     taken: list[str] = []
     flow, store = noting(taken, seconds=1), MemoryStore()
     await queue(store, flow, ["low"], priority=-100)
+    await queue(store, flow, names("high", 4), priority=100)
     async with open_engine(store, flow, max_concurrent_runs=2, drain_timeout=0):
         for number in range(40):
             await queue(store, flow, names(f"high{number}-", 4), priority=100)
