@@ -25,6 +25,7 @@ from streamline_trio.testing import (
     _conformance_beside,
     _conformance_content,
     _conformance_guards,
+    _conformance_queues,
     _conformance_reads,
 )
 from streamline_trio.testing._conformance_base import REGISTERED, Check, NotConformant, Subject
@@ -37,6 +38,7 @@ _MODULES = (
     _conformance_guards,
     _conformance_content,
     _conformance_reads,
+    _conformance_queues,
     _conformance_beside,
 )
 
