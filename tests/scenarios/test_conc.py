@@ -233,7 +233,7 @@ async def test_unpausing_takes_a_free_slot():
 
 @in_virtual_time
 async def test_who_is_first_in_line_and_leaves_lets_those_behind_in():
-    """Proves that runs are let in by their own limit, in strict order, and that who blocks the line may leave it."""
+    """Proves that runs are let in by their own limit, in strict order, and who blocks the line may leave it."""
     old, new = Gated(by_key(1)), Gated(by_key(2), version="2.0.0")
     async with gauged(old.flow, new.flow) as (engine, gauge):
         await start(engine, new.flow, "holder")

@@ -38,13 +38,17 @@ def strict(limit: int = 1, **options: Any) -> Gated:
 
 @in_virtual_time
 async def test_a_start_over_the_limit_is_refused():
-    """S265, S266: it raises with the key, the limit and how many hold it; no run is left, and none was published."""
+    """S265, S266: it raises with the key, the limit and how many hold it; no run is left, and no event told."""
     gated = strict(2)
-    async with gauged(gated.flow) as (engine, _), engine.events() as events:
+    async with gauged(gated.flow) as (engine, _):
+        heard: list[str] = []
         for name in ("one", "two"):
             assert await status(await start(engine, gated.flow, name)) == "running"
+        engine.on("*", lambda event: heard.append(event.name))
         with pytest.raises(ConcurrencyLimitReached) as refused:
             await start(engine, gated.flow, "three", idempotency_key="k")
+        await idle()
+        assert not heard
         assert (refused.value.status, refused.value.code) == (429, "workflow.concurrency_limit_reached")
         assert refused.value.meta == {"workflow": "flow", "key": "a", "limit": 2, "holding": 2}
         assert await engine.count() == 2
@@ -54,8 +58,6 @@ async def test_a_start_over_the_limit_is_refused():
         run = await start(engine, gated.flow, "three", idempotency_key="k")
         assert await status(run) == "running"
         await gated.let_go("two", "three", "other key")
-        heard = [event.name for event in events.drain()] if hasattr(events, "drain") else []
-        assert "workflow.cancelled" not in heard
 
 
 @in_virtual_time
@@ -72,7 +74,7 @@ async def test_each_key_has_its_own_slots():
 @pytest.mark.parametrize("fails", [False, True])
 @in_virtual_time
 async def test_a_start_right_after_the_end_succeeds(fails):
-    """S268, S269, S270, S271: whoever saw a run settle can start the next one at once, however often it is freed."""
+    """S268, S269, S270, S271: whoever saw a run settle can start the next at once, however often it is freed."""
     gated = strict()
     async with gauged(gated.flow) as (engine, _):
         for number in range(5):
@@ -192,7 +194,7 @@ async def test_a_child_over_the_limit_has_failed():
 
 @in_virtual_time
 async def test_what_is_taken_up_again_needs_a_slot_first():
-    """Proves that retry, rewind and fork are refused by a full bucket with the run as it was, and pass a free one."""
+    """Proves that retry, rewind and fork are refused by a full bucket with the run as it was, and pass else."""
     gated = strict()
     async with gauged(gated.flow) as (engine, gauge):
         gated.gate("failed").set()
@@ -308,7 +310,7 @@ async def test_a_bucket_heals_before_it_refuses():
 @pytest.mark.parametrize("full", [False, True])
 @in_virtual_time
 async def test_the_draft_of_a_starter_that_died_is_removed(full):
-    """S284: killed between the insert and the answer, it leaves a draft that any worker removes: never acknowledged."""
+    """S284: killed between the insert and the answer, it leaves a draft that any worker removes."""
     gauge = Gauge(MemoryStore(exclusive=False))
     gated = strict()
     parked = BrokenStore(gauge, lambda name, args: name == "side" and args[0] == SLOTS)
@@ -381,7 +383,7 @@ def test_a_limit_is_required_and_a_key_is_not():
     assert Workflow("flow", concurrency=Concurrency(1, when_full="reject")).rules.concurrency is not None
 
 
-@pytest.mark.parametrize("key", [lambda value: value["missing"], lambda value: None, lambda value: ""])
+@pytest.mark.parametrize("key", [lambda value: value["missing"], lambda _: None, lambda _: ""])
 @in_virtual_time
 async def test_a_key_that_cannot_be_had_stores_nothing(key):
     """Proves that a key function that fails, or gives what is no key, refuses the start."""
