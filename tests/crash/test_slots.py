@@ -76,7 +76,7 @@ async def in_turn(engine: Engine, flow: Workflow[Any, Any], places: Places) -> l
         for number, value in enumerate(["waits", "fails", "never", 3, "waits"])
     ]
     await runs[2].cancel()
-    statuses = [(await run.wait()).status for run in runs]
+    statuses: list[str] = [(await run.wait()).status for run in runs]
     await trio.sleep(LONG)
     places.gauge.check_at_rest()
     assert max(places.gauge.most.values()) == 1
@@ -104,7 +104,7 @@ async def taken_up(engine: Engine, flow: Workflow[Any, Any], places: Places) -> 
     holder = await engine.start(flow, "waits", run_id="r2")
     await failed.retry()
     await done.rewind("work")
-    statuses = [(await run.wait()).status for run in (holder, failed, done)]
+    statuses: list[str] = [(await run.wait()).status for run in (holder, failed, done)]
     await trio.sleep(LONG)
     places.gauge.check_at_rest()
     assert max(places.gauge.most.values()) == 1
@@ -180,7 +180,7 @@ def test_slots_in_a_file_bear_crashes(tmp_path):
             await engine.start(flow, number, run_id=f"r{number}", idempotency_key=f"k{number}")
             for number in range(3)
         ]
-        statuses = [(await run.wait()).status for run in runs]
+        statuses: list[str] = [(await run.wait()).status for run in runs]
         places.gauge.check()
         return statuses
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from streamline_trio._core.codec import split
+from streamline_trio._core.documents import SlotDoc
 from streamline_trio._core.errors import DataCorruption, StoreUnavailable
 from streamline_trio._core.store import Applied, Route
 from streamline_trio.stores.sqlite import SqliteStore, _files, _schema
@@ -89,6 +90,30 @@ async def test_a_file_of_the_first_schema_is_upgraded(path):
             assert await store.errands(9, 9) == [run] * len(due)
             if not due:
                 assert await store.write([moved(run, errand_at=7)]) == [Applied()]
+
+
+def made_by_the_second_schema(path: Path) -> None:
+    """A file of the release before slots: the first schema with the queue of errands."""
+    made_by_the_first_schema(path)
+    with sqlite3.connect(path) as connection:
+        for statement in _schema._UPGRADES[1]:
+            connection.execute(statement)
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+
+
+async def test_a_file_of_the_second_schema_is_upgraded(path):
+    """Proves that a file of the release before slots keeps its runs, and can hold queues from then on."""
+    made_by_the_second_schema(path)
+    slot = SlotDoc(bucket="b", limit=1, acquisition=2, ticket=3, state="queued")
+    for queued in ([], ["old"]):
+        async with opened(path) as store:
+            run = await store.load("old")
+            assert run is not None
+            assert await store.queued("b", 9) == [run] * len(queued)
+            assert await store.count_queued("b") == len(queued)
+            if not queued:
+                assert await store.write([moved(run, slot=slot, due_at=None)]) == [Applied()]
 
 
 async def test_an_upgrade_by_two_at_once_is_made_once(path):
