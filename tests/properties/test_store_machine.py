@@ -11,7 +11,7 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from msgspec.structs import replace
 
-from streamline_trio._core.documents import Lease, Memo, Message, Parent, Record, StepDoc
+from streamline_trio._core.documents import Lease, Memo, Message, Parent, Record, SlotDoc, StepDoc
 from streamline_trio._core.status import RUN_STATUSES
 from streamline_trio._core.store import (
     AppendRows,
@@ -69,6 +69,15 @@ changes = st.fixed_dictionaries(
         "due_at": st.none() | times,
         "errand_at": st.none() | times,
         "paused": st.booleans(),
+        "slot": st.none()
+        | st.builds(
+            SlotDoc,
+            bucket=words,
+            limit=times,
+            acquisition=times,
+            ticket=times,
+            state=st.sampled_from(["later", "asked", "queued", "queued", "held", "left"]),
+        ),
         "attention": st.booleans(),
         "dead_lettered": st.booleans(),
         "pause_reason": st.sampled_from([None, "x", "\ud800"]),
@@ -120,7 +129,9 @@ sparse_queries = st.builds(
     queries,
     st.sets(st.sampled_from(RunQuery.__struct_fields__), max_size=2),
 )
-sides = st.builds(PutSide, words, words, st.none() | st.integers(1, 3), st.none() | payloads, st.none() | times)
+sides = st.builds(
+    PutSide, words, words, st.none() | st.integers(1, 3), st.none() | payloads, st.none() | times, times
+)
 appends = st.builds(
     AppendRows,
     ids,
@@ -208,6 +219,11 @@ class Stores(RuleBasedStateMachine):
     @rule(now=times, limit=limits)
     def read_errands(self, now, limit):
         self.ask("errands", now, limit)
+
+    @rule(bucket=words, limit=limits)
+    def read_queued(self, bucket, limit):
+        self.ask("queued", bucket, limit)
+        self.ask("count_queued", bucket)
 
     @rule(worker=words, attention=st.booleans(), limit=limits, after=ids)
     def read_leased(self, worker, attention, limit, after):

@@ -15,6 +15,7 @@ from streamline_trio._core.documents import (
     Record,
     RunDoc,
     Scheduled,
+    SlotDoc,
     StepDoc,
     Try,
     WaitNote,
@@ -98,6 +99,16 @@ heads = st.builds(
     due_at=st.none() | instants,
     errand_at=st.none() | instants,
     paused=st.booleans(),
+    slot=st.none()
+    | st.builds(
+        SlotDoc,
+        bucket=keys,
+        limit=counts,
+        acquisition=st.integers(0, 2**63 - 1),
+        ticket=counts,
+        state=st.sampled_from(["later", "asked", "queued", "held", "left"]),
+        rejects=st.booleans(),
+    ),
     error=st.none() | errors,
     commits=st.lists(counts, max_size=3).map(tuple),
 )

@@ -39,6 +39,7 @@ QUERIES: dict[tuple[str, str], Callable[[MongoStore], Awaitable[object]]] = {
     (RUNS, "turns"): lambda store: store.due_in_turn([ROUTE], 5, None, 1),
     (RUNS, "next_due"): lambda store: store.next_due([ROUTE]),
     (RUNS, "errands"): lambda store: store.errands(5, 100),
+    (RUNS, "queued"): lambda store: store.queued("b", 100),
     (RUNS, "leased"): lambda store: store.leased("w-1", attention=True, limit=100),
     (RUNS, "active_key"): lambda store: store.by_active_key("k"),
     (RUNS, "tokens"): lambda store: store.by_token("t"),

@@ -25,7 +25,7 @@ SLEEPERS = 200_000
 REPEATED = (  # the reads that the engine repeats for as long as it runs
     *("DUE", "EARLIEST", "COUNT_DUE", "FIRST_PRIORITY", "NEXT_PRIORITY", "NEXT_ROUTE"),
     *("LEASED", "ATTENTIVE", "HOLDERS", "HOLDER", "LABELLED", "NAMESAKES", "PARTS", "ROWS"),
-    *("SIDE", "SIDES", "DUE_SIDES"),
+    *("SIDE", "SIDES", "DUE_SIDES", "QUEUED", "COUNT_QUEUED"),
 )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from streamline_trio._core.codec import split
+from streamline_trio._core.documents import SlotDoc
 from streamline_trio._core.errors import DataCorruption, StoreUnavailable
 from streamline_trio._core.store import Applied, Insert, Route, RunQuery
 from streamline_trio.stores.sqlite import SqliteStore, _files, _schema
@@ -148,6 +149,20 @@ async def test_an_earlier_release_may_go_on_beside(path):
             connection.execute("UPDATE runs SET due_at = 300, worker = NULL WHERE id = 'r1'")
         connection.close()
         assert await store.due_in_turn([Route("w", "1")], 400, None, 9) == [run]
+
+
+async def test_a_file_from_before_slots_can_hold_queues(path):
+    """Proves that a file of the release before slots keeps its runs, and can hold queues from then on."""
+    made_by_the_second_schema(path)
+    slot = SlotDoc(bucket="b", limit=1, acquisition=2, ticket=3, state="queued")
+    for queued in ([], ["old"]):
+        async with opened(path) as store:
+            run = await store.load("old")
+            assert run is not None
+            assert await store.queued("b", 9) == [run] * len(queued)
+            assert await store.count_queued("b") == len(queued)
+            if not queued:
+                assert await store.write([moved(run, slot=slot, due_at=None)]) == [Applied()]
 
 
 async def test_an_upgrade_by_two_at_once_is_made_once(path):

@@ -49,6 +49,13 @@ async def a_side_document_is_compare_and_set(subject: Subject) -> None:
         expect(await store.side("k", "a"), None, "the removed document")
         await must(store, PutSide("k", "a", None, b"new"), PutSide("k2", "a", None, b"other kind"))
         expect(await store.side("k", "a"), SideDoc("k", "a", 1, b"new", None), "the document made anew")
+        await must(store, PutSide("k", "a", 1, None), PutSide("k", "a", None, b"again", first=2**62 - 1))
+        expect(
+            await store.side("k", "a"), SideDoc("k", "a", 2**62 - 1, b"again", None), "one with a first revision"
+        )
+        expect_kinds([await one(store, PutSide("k", "a", 1, b"x"))], Refused)
+        await must(store, PutSide("k", "a", 2**62 - 1, b"next", first=7))
+        expect(await store.side("k", "a"), SideDoc("k", "a", 2**62, b"next", None), "the one after it")
 
 
 @check(5)

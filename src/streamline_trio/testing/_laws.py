@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from streamline_trio._core.codec import join, split
-from streamline_trio._core.documents import KEPT_COMMITS, Record, RunDoc, StepDoc, open_tokens
+from streamline_trio._core.documents import KEPT_COMMITS, WANTS_SLOT, Record, RunDoc, StepDoc, open_tokens
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import ACTIVE, FINISHED_STEP, SETTLED
 
@@ -28,13 +28,18 @@ def check_state(run: RunDoc, plan: Plan) -> None:
     _check_waits(run)
     _check_marks(run)
     _check_undoing(run)
+    _check_slot(run)
 
 
 def can_move_by_itself(run: RunDoc) -> bool:
     """Whether time alone brings it on, if workers live: not settled, not paused, no wait without an end."""
-    if run.head.status in SETTLED or run.head.paused:
+    if run.head.status in SETTLED or run.head.paused or _wants_slot(run):
         return False
     return not waits_on_outside(run)
+
+
+def _wants_slot(run: RunDoc) -> bool:
+    return run.head.slot is not None and run.head.slot.state in WANTS_SLOT
 
 
 def waits_on_outside(run: RunDoc) -> bool:
@@ -76,7 +81,7 @@ def _check_due(run: RunDoc) -> None:
         assert head.due_at is None
         return
     reasons = [] if head.deadline is None else [head.deadline]
-    if not head.paused:
+    if not head.paused and not _wants_slot(run):
         step = run.step(head.current_step or "")
         if head.status == "draft":
             reasons.append(0 if head.start_at is None else head.start_at)
@@ -174,6 +179,17 @@ def _check_marks(run: RunDoc) -> None:
     assert len(set(head.commits)) == len(head.commits) <= KEPT_COMMITS
     assert head.cancel_requested <= (head.lease is not None or head.status in SETTLED)
     assert (head.pause_reason is not None) <= head.paused
+
+
+def _check_slot(run: RunDoc) -> None:
+    """Nothing goes on without the slot it needs, and what has settled needs none."""
+    slot = run.head.slot
+    if slot is None:
+        return
+    assert run.head.lease is None or slot.state == "held", "goes on without its slot"
+    assert run.head.status not in SETTLED or slot.state in {"left", "asked"}, "has settled with its slot"
+    assert slot.state != "left" or run.head.status in SETTLED, "goes on, and has given its slot back"
+    assert slot.state != "later" or run.head.status == "draft", "has begun before it asked for a slot"
 
 
 def _check_undoing(run: RunDoc) -> None:

@@ -25,6 +25,7 @@ from streamline_trio.testing import (
     _conformance_beside,
     _conformance_content,
     _conformance_guards,
+    _conformance_queues,
     _conformance_reads,
     _conformance_turns,
 )
@@ -39,6 +40,7 @@ _MODULES = (
     _conformance_content,
     _conformance_reads,
     _conformance_turns,
+    _conformance_queues,
     _conformance_beside,
 )
 
