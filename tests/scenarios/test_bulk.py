@@ -1,5 +1,7 @@
 """Verbs on many runs: exactly those that match, in batches, whatever else happens meanwhile."""
 
+# ruff: noqa: ARG002 - what happens around a call has the parameters of its protocol
+
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
