@@ -33,7 +33,11 @@ FAULTS = (
         name="refused-claim-published",
         promise="A claim that somebody else won is not published.",
         file="_runtime/claimer.py",
-        before="        if applied:\n            self._services.committed(run, (decision,))\n",
+        before="""\
+        if applied:
+            self._services.counts.claimed(before, run)
+            self._services.committed(run, (decision,))
+""",
         after="        self._services.committed(run, (decision,))\n",
         tests=("tests/crash/test_windows.py::test_a_claim_that_somebody_else_won_is_not_published",),
         seed=27,
@@ -232,11 +236,11 @@ FAULTS = (
         file="_runtime/observer.py",
         before="""\
         named = await self._services.store.lease_holders() if holders else []
-        live: set[str] = set()
+        live: dict[str, WorkerDoc] = {}
         for side in await self._sides():
 """,
         after="""\
-        live: set[str] = set()
+        live: dict[str, WorkerDoc] = {}
         sides = await self._sides()
         named = await self._services.store.lease_holders() if holders else []
         for side in sides:

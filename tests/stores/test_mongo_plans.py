@@ -47,6 +47,7 @@ QUERIES: dict[tuple[str, str], Callable[[MongoStore], Awaitable[object]]] = {
     (RUNS, "created"): lambda store: find(store, "-created_at"),
     (RUNS, "status"): lambda store: find(store, "created_at", status=("waiting",)),
     (RUNS, "settled"): lambda store: find(store, "updated_at", status=("done",)),
+    (RUNS, "dead"): lambda store: find(store, "created_at", dead_lettered=True),
     (RUNS, "children"): lambda store: find(store, "created_at", parent="p"),
     (SIDES, "due"): lambda store: store.sides("broadcast", due_before=5),
     (PAYLOADS, "of_run"): remove,

@@ -14,6 +14,7 @@ from streamline_trio._core.store import (
     Insert,
     Route,
     RunQuery,
+    SortKey,
     Update,
 )
 from streamline_trio.stores.sqlite import _find, _reader, _statements, _turns
@@ -211,7 +212,7 @@ def test_lists_use_an_index(crowded, query, sort, index):
 def test_a_page_of_old_runs_is_not_sorted(crowded):
     """Proves that retention and bulk verbs read the next page of one status, and not all that match, to sort it."""
     connection = sqlite3.connect(crowded)
-    asked = [
+    asked: list[tuple[RunQuery, SortKey]] = [
         (RunQuery(status=("done",), updated_before=5), "updated_at"),
         (RunQuery(status=("done",), created_before=5), "created_at"),
         (RunQuery(status=("failed",), created_before=5, dead_lettered=True), "created_at"),

@@ -30,6 +30,7 @@ _Groups: TypeAlias = Sequence[tuple[RunStatus, ...]]
 group is not missed."""
 
 _ACTIVE: tuple[RunStatus, ...] = ("draft", "running", "waiting")
+_ACTIVE_OR_UNDOING: tuple[RunStatus, ...] = (*_ACTIVE, "compensating")
 _RETRIABLE: _Groups = (("failed",), ("compensation_failed",))
 _DELETABLE: _Groups = (*_RETRIABLE, ("done",), ("cancelled",), ("compensated",))
 """First those that may be the last to need others."""
@@ -103,7 +104,7 @@ class BulkVerbs:
         check_reason(reason, "the reason of a cancellation")
         meter, query = _Meter(on_progress), self._until_now(await self._query(filters))
         stops_undoing = query.status is not None and "compensating" in query.status
-        groups = ((*_ACTIVE, "compensating") if stops_undoing else _ACTIVE,)
+        groups = (_ACTIVE_OR_UNDOING if stops_undoing else _ACTIVE,)
         happening = CancelAsked(reason=reason, stops_undoing=stops_undoing)
         is_left = True
         while is_left:
