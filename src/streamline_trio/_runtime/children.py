@@ -20,6 +20,7 @@ from streamline_trio._core.step import Step
 from streamline_trio._core.store import Applied, Failed, Insert
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.joined import BranchResult, JoinResult
+from streamline_trio._runtime.pacing import paced
 from streamline_trio._runtime.snapshot import RunError, output_of
 from streamline_trio._runtime.viewing import view, warn_of_types
 
@@ -176,7 +177,7 @@ class ChildStarter:
                 detached=record.keeps_losers,
             ),
         )
-        start = StartRequest(origin=origin, state=workflow.initial_state(value))
+        start = paced(StartRequest(origin=origin, state=workflow.initial_state(value)), workflow)
         return _Draft(admit(start, workflow.plan, now))
 
 

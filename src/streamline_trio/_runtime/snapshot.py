@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import whenever
@@ -114,7 +114,10 @@ class StepState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """A run, as it was stored when it was read. `steps` holds every step of the definition, in order."""
+    """A run, as it was stored when it was read. `steps` holds every step of the definition, in order.
+
+    `held_by` says what puts its begin off: its workflow's throttle or debounce; `due_at` is then its slot.
+    """
 
     id: str
     workflow: str
@@ -148,6 +151,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     cancel_reason: str | None
     compensation: RunCompensation | None = None
     forked_from: ForkedFrom | None = None
+    held_by: Literal["throttle", "debounce"] | None = None
 
 
 _plain = payload.decoder(Any)
@@ -192,7 +196,17 @@ def snapshot(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None
         cancel_reason=head.cancel_reason,
         compensation=_undone(run),
         forked_from=origin.forked_from,
+        held_by=_held_by(run),
     )
+
+
+def _held_by(run: RunDoc) -> Literal["throttle", "debounce"] | None:
+    throttle, debounce = run.head.throttle, run.head.debounce
+    if throttle is not None and throttle.stage == "held" and run.head.status in {"draft", "running"}:
+        return "throttle"
+    if debounce is not None and not debounce.fired and run.head.status == "draft":
+        return "debounce"
+    return None
 
 
 def output_of(run: RunDoc, workflow: Workflow[Any, Any] | None) -> Any:

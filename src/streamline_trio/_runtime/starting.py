@@ -22,6 +22,7 @@ from streamline_trio._core.naming import TAG_RULE, is_tag
 from streamline_trio._core.store import Applied, Failed, Insert, KeyTaken
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.machinery import Machinery
+from streamline_trio._runtime.pacing import check_debounced, debounced, enter_soon, paced
 
 _MAX_KEY = 500
 _MAX_RUN_ID = 200
@@ -44,6 +45,8 @@ class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
 async def start(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, options: StartOptions) -> str:
     """The id of the new run, or of the active one that holds the same key."""
     request = _request(machinery, workflow, value, options)
+    if request.debounce is not None:
+        return await machinery.debounces.start(workflow, request)
     while True:
         outcome = await _insert(machinery, workflow, request)
         if isinstance(outcome, Applied):
@@ -88,14 +91,20 @@ async def _insert(machinery: Machinery, workflow: Workflow[Any, Any], request: S
     decision = admit(request, workflow.plan, services.clock.now(), worker)
     outcomes: list[Outcome] = []
     told = trio.Event()
+    slotted: trio.Event | None = None
 
     def tell(outcome: Outcome) -> None:
+        nonlocal slotted
         outcomes.append(outcome)
         _inserted(machinery, workflow, decision, outcome, reserved=worker is not None)
+        if isinstance(outcome, Applied):
+            slotted = enter_soon(machinery, decision.run, workflow)
         told.set()
 
     services.committer.post(Insert(decision.run), tell)
     await told.wait()
+    if slotted is not None:
+        await slotted.wait()
     return outcomes[0]
 
 
@@ -103,9 +112,14 @@ async def _worker_for(machinery: Machinery, request: StartRequest) -> str | None
     """Our worker's id with a place reserved, if the run may begin here and now."""
     await trio.lowlevel.checkpoint_if_cancelled()
     worker = machinery.worker.id
-    if not machinery.is_worker or request.start_at is not None or worker is None:
+    if not machinery.is_worker or not _may_begin(request) or worker is None:
         return None
     return worker if machinery.crew.try_reserve(request.origin.id) else None
+
+
+def _may_begin(request: StartRequest) -> bool:
+    """Whether nothing keeps it from beginning at once."""
+    return request.start_at is None and request.throttle is None
 
 
 def _inserted(
@@ -129,6 +143,7 @@ def _request(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, opt
     """Everything is checked before anything is written."""
     chance, now = machinery.services.chance, machinery.services.clock.now()
     _check(workflow, options)
+    check_debounced(workflow, options)
     stored = workflow.input_payload(value)
     asked = _scheduled(options, now)
     origin = Origin(
@@ -144,11 +159,12 @@ def _request(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, opt
         idempotency_key=options.idempotency_key,
         scheduled=asked,
     )
-    return StartRequest(
+    request = StartRequest(
         origin=origin,
         state=workflow.initial_state(stored),
         start_at=asked.at if asked is not None and asked.at > now else None,
     )
+    return debounced(paced(request, workflow, attended=True), workflow)
 
 
 def _scheduled(options: StartOptions, now: int) -> Scheduled | None:

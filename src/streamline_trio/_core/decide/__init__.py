@@ -22,6 +22,7 @@ from streamline_trio._core.decide import (
     migrating,
     noting,
     outbox,
+    pacing,
     steering,
     stepping,
     suspending,
@@ -65,6 +66,8 @@ _RULES: dict[type[h.Happening], Callable[[Turn, Any], bool | None]] = {
     h.UnpauseAsked: steering.unpause_asked,
     h.Rewound: steering.rewound,
     h.Retried: steering.retried,
+    h.Slotted: pacing.slotted,
+    h.Bumped: pacing.bumped,
     h.OutputPinned: archiving.output_pinned,
 }
 
