@@ -135,10 +135,12 @@ def _answer(bucket: Bucket, want: Want, now: int) -> tuple[Bucket, Pass]:
     bucket = msgspec.structs.replace(
         bucket, limit=max(bucket.limit, want.limit), window=max(bucket.window, want.window)
     )
-    others = _without_own(bucket, want)
-    room_at = _room_at(others, want, now)
-    at = _fresh(bucket, others, want, now) if want.slot is None else room_at
-    if at > now and want.slot is not None:
+    own = _own(bucket, want)
+    others = bucket.begins if own is None else _less(bucket.begins, own.at)
+    room_at = at = _room_at(others, want, now)
+    if want.slot is None and (own is None or room_at > now):
+        at = _fresh(bucket, others, want, now)
+    elif want.slot is not None and room_at > now:
         at = _again(bucket, others, want, room_at, now)
     if at > now or not want.now:
         slots = _slotted(bucket, want, at, now)
@@ -149,11 +151,6 @@ def _answer(bucket: Bucket, want: Want, now: int) -> tuple[Bucket, Pass]:
 def _own(bucket: Bucket, want: Want) -> Begin | None:
     """The begin that the run was given before, and did not hear of."""
     return next((begin for begin in bucket.recent if (begin.run, begin.turn) == (want.run, want.turn)), None)
-
-
-def _without_own(bucket: Bucket, want: Want) -> tuple[int, ...]:
-    own = _own(bucket, want)
-    return bucket.begins if own is None else _less(bucket.begins, own.at)
 
 
 def _room_at(begins: Sequence[int], want: Want, now: int) -> int:
