@@ -192,3 +192,29 @@ def test_what_was_never_heard_of_is_replaced():
     lost.turn = 1
     bucket, (retried,) = ask(bucket, [want(lost, 1, 1_000)], 6_100)
     assert retried == Pass(at=7_200, answer="held"), "a later turn is a begin of its own"
+
+
+def test_a_clock_that_is_behind_begins_nothing_in_the_past():
+    """Proves that the last begin is the bucket's clock: what begins after it is not recorded before it."""
+    bucket, _ = ask(Bucket(), [want(Draft("a"), 2, 1_000)], 5_000)
+    bucket, (answer,) = ask(bucket, [want(Draft("b"), 2, 1_000)], 4_000)
+    assert answer == Pass(at=5_000, answer="begins")
+    assert bucket.begins == (5_000, 5_000)
+
+
+def test_a_begin_that_may_have_happened_stays():
+    """Proves that whoever asks late for a run that has begun takes nothing from what is known of its begin."""
+    run = Draft("run")
+    bucket, _ = ask(Bucket(), [want(run, 1, 1_000)], 5_000)
+    for place in (True, False):
+        after, _ = ask(bucket, [want(run, 1, 1_000, now=place)], 5_100)
+        _, (other,) = ask(after, [want(Draft("other"), 1, 1_000)], 5_200)
+        assert other.answer == "held"
+        assert other.at >= 6_000
+
+
+def test_a_bucket_is_kept_beyond_its_window():
+    """Proves that it is not removed while anything in it counts, by clocks up to a minute apart."""
+    bucket, _ = ask(Bucket(), [want(Draft(name), 1, 1_000) for name in "abc"], 5_000)
+    assert bucket.slots == (7_000,)
+    assert bucket.forgotten_at() == 7_000 + 1_000 + 60_000

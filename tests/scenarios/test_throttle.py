@@ -401,6 +401,23 @@ async def test_the_numbers_are_those_of_the_version_at_the_begin():
 
 
 @in_virtual_time
+async def test_drafts_that_are_taken_over_by_another_version_pass_its_throttle():
+    """Proves that `migrate` begins nothing faster than the version that takes the runs over allows."""
+    store = MemoryStore()
+    old, _ = throttled(5, 10)
+    async with open_engine(store, old, worker=False) as client:
+        handles = await start_all(client, old, 6)
+    new: Workflow[Any, Any] = Workflow("flow", version="2.0.0", throttle=Throttle(2, 10), migrate=lambda run: run)
+    new.add_step("step", old.steps["step"].handler)
+    await trio.sleep(100)
+    async with open_engine(store, new) as engine:
+        runs = await all_settled([engine.run(handle.id) for handle in handles])
+    assert {run.version for run in runs} == {"2.0.0"}
+    assert most_in_a_window(begun(runs), 10) == 2
+    assert [at - begun(runs)[0] for at in begun(runs)] == [0, 0, 10, 15, 20, 25]
+
+
+@in_virtual_time
 async def test_a_starter_that_dies_after_its_insert_leaves_nothing_behind():
     """Proves that a run whose starter died before it asked for a slot is begun by whoever comes, in time."""
     flow, calls = throttled(1, 10)
