@@ -12,6 +12,7 @@ import whenever
 
 from streamline_trio import (
     Branch,
+    Debounce,
     Done,
     MemoryStore,
     Next,
@@ -19,6 +20,7 @@ from streamline_trio import (
     SqliteStore,
     StepContext,
     Store,
+    Throttle,
     Workflow,
     open_engine,
 )
@@ -572,3 +574,46 @@ async def test_a_join_costs_its_parent_little_more_than_a_child(store):
         while store.documents < 50 * 2 + 3:
             await trio.lowlevel.checkpoint()
         assert store.documents <= 50 * 2 + 2 + 10
+
+
+async def test_a_throttled_start_costs_two_writes_more(store):
+    """A start that its throttle lets begin is inserted, passed and begun: one write of the run, one of the bucket
+    more than a plain one costs; a held one is told its slot instead."""
+    workflow: Workflow[Any, Any] = Workflow("counted", throttle=Throttle(1, 3600))
+    workflow.add_step("only", nothing)
+    async with quiet_engine(store, workflow) as engine:
+        await (await engine.start(workflow)).result(timeout=30)
+        assert store.writes == {"Insert": 1, "PutSide": 1, "Update": 1 + 1}
+        assert store.reads["side"] == 1
+        store.reset()
+        await engine.start(workflow)
+        assert store.writes == {"Insert": 1, "PutSide": 1, "Update": 1}
+        assert (store.reads["side"], store.refused) == (1, {})
+
+
+async def test_starts_of_one_bucket_share_its_writes(store):
+    """Fifty starts at once ask their throttle together: a few writes of the bucket, none of them refused."""
+    workflow: Workflow[Any, Any] = Workflow("counted", throttle=Throttle(10, 3600))
+    workflow.add_step("only", nothing)
+    async with quiet_engine(store, workflow) as engine, trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(engine.start, workflow)
+    assert store.writes["Insert"] == 50
+    assert store.writes["Update"] == 50 + 10
+    assert store.writes["PutSide"] - 1 <= 3  # the first is the worker's last
+    assert store.refused == {}
+
+
+async def test_a_debounced_start_costs_one_write_and_one_read(store):
+    """Each start reads who is pending and inserts or changes that draft; firing it is the usual claim."""
+    workflow: Workflow[Any, Any] = Workflow("counted", debounce=Debounce(3600))
+    workflow.add_step("only", nothing)
+    async with quiet_engine(store, workflow) as engine:
+        await engine.start(workflow, 1)
+        assert store.writes == {"Insert": 1}
+        assert store.reads["by_active_key"] == 1
+        for number in range(3):
+            await engine.start(workflow, number)
+        assert store.writes == {"Insert": 1, "Update": 3}
+        assert store.reads["by_active_key"] == 4
+        assert store.refused == {}

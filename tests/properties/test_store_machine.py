@@ -11,7 +11,7 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from msgspec.structs import replace
 
-from streamline_trio._core.documents import Lease, Memo, Message, Parent, Record, SlotDoc, StepDoc
+from streamline_trio._core.documents import DebounceDoc, Lease, Memo, Message, Parent, Record, SlotDoc, StepDoc
 from streamline_trio._core.status import RUN_STATUSES
 from streamline_trio._core.store import (
     AppendRows,
@@ -80,6 +80,8 @@ changes = st.fixed_dictionaries(
         ),
         "attention": st.booleans(),
         "dead_lettered": st.booleans(),
+        "debounce": st.none() | st.builds(DebounceDoc, key=words, first_at=times, fired=st.booleans()),
+        "input": payloads,
         "pause_reason": st.sampled_from([None, "x", "\ud800"]),
         "state": payloads,
         "steps": st.dictionaries(parts, st.builds(StepDoc, attempts=times), max_size=2),
@@ -173,7 +175,10 @@ class Stores(RuleBasedStateMachine):
 
     def make(self, run_id, fields, base=None):
         """A document of its own revision: equal revisions of a run mean equal content."""
+        given = fields.pop("input", None)
         run = sample(run_id, **fields) if base is None else base
+        if given is not None:
+            run = replace(run, origin=replace(run.origin, input=given))
         head = {name: value for name, value in fields.items() if name in run.head.__struct_fields__}
         maps = {name: value for name, value in fields.items() if name in run.__struct_fields__}
         made = replace(run, head=replace(run.head, **head, revision=next(self.revisions)), **maps)

@@ -295,8 +295,39 @@ class Scheduled(Doc, frozen=True, kw_only=True):
     fold: bool = False
 
 
+class ThrottleDoc(Doc, frozen=True, kw_only=True):
+    """How the run stands with the throttle of its workflow, in this bucket.
+
+    It is `new` until it has a slot, which was `free` at once or for which it is `held`; then it has `begun`. From
+    `slot_at` on it wants to begin; of a new one, somebody should see to its slot (None: at once). `turn` counts how
+    often it was taken up again after it had settled, and had to pass anew.
+    """
+
+    bucket: str
+    stage: Literal["new", "free", "held", "begun"] = "new"
+    slot_at: int | None = None
+    turn: int = 0
+
+
+class DebounceDoc(Doc, frozen=True, kw_only=True):
+    """The run was started by starts that followed each other: so many, the first at `first_at`.
+
+    While it is pending it holds `key`, and each further start puts it off, but not beyond `until_at`. `fired`: its
+    window is over and it has not begun, since it waits for something else.
+    """
+
+    key: str
+    first_at: int
+    until_at: int | None = None
+    starts: int = 1
+    fired: bool = False
+
+
 class Origin(Doc, frozen=True, kw_only=True):
-    """What a run was started with; never changes. `id` is the stored one, which contains the tenant."""
+    """What a run was started with; never changes, but for the input while a draft is debounced.
+
+    `id` is the stored one, which contains the tenant.
+    """
 
     id: str
     workflow: str
@@ -358,6 +389,8 @@ class Head(Doc, frozen=True, kw_only=True):
     undo: tuple[str, ...] = ()
     commits: tuple[int, ...] = ()
     slot: SlotDoc | None = None
+    throttle: ThrottleDoc | None = None
+    debounce: DebounceDoc | None = None
 
 
 class RunDoc(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -402,9 +435,12 @@ def queued_in(head: Head) -> str | None:
 def active_key(run: RunDoc) -> str | None:
     """The uniqueness key that an active run holds, or None.
 
-    At most one active run exists per (tenant, workflow, idempotency key); the settling write gives it up.
+    At most one active run exists per (tenant, workflow, idempotency key); the settling write gives it up. At
+    most one debounced draft is pending per key; the write that ends its window gives that up. No run has both.
     """
-    origin = run.origin
+    origin, debounce = run.origin, run.head.debounce
+    if debounce is not None:
+        return debounce.key if run.head.status == "draft" and not debounce.fired else None
     if origin.idempotency_key is None or run.head.status in _KEYLESS:
         return None
     return unique_key(origin.tenant, origin.workflow, origin.idempotency_key)
@@ -417,6 +453,11 @@ def unique_key(tenant: str | None, workflow: str, key: str) -> str:
     """The stored form of an idempotency key: unambiguous, since ids hold no newline and tenants are quoted."""
     scope = "" if tenant is None else "t" + tenant.replace("\\", "\\\\").replace("\n", "\\n")
     return f"{scope}\n{workflow}\n{key}"
+
+
+def debounce_key(tenant: str | None, workflow: str, key: str | None) -> str:
+    """The stored form of a debounce's key (None: that of the workflow); no idempotency key's: ids hold no slash."""
+    return unique_key(tenant, f"{workflow}/debounce", key or "")
 
 
 def open_tokens(run: RunDoc) -> tuple[str, ...]:

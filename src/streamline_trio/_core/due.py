@@ -33,6 +33,8 @@ def due_since(origin: Origin, head: Head) -> int | None:
 
 
 def _wanted_at(head: Head, step: StepDoc | None, records: Iterable[Record]) -> int | None:
+    if (slot_at := _slot_of(head)) is not None:
+        return slot_at
     if head.status == "draft":
         return NOW if head.start_at is None else head.start_at
     if head.status == "running":
@@ -42,6 +44,17 @@ def _wanted_at(head: Head, step: StepDoc | None, records: Iterable[Record]) -> i
     if step is not None and step.status == "pending":
         return step.retry_at
     return min((r.due_at for r in records if r.outcome is None and r.due_at is not None), default=None)
+
+
+def _slot_of(head: Head) -> int | None:
+    """When its throttle is to be asked whether the run may begin, if that has been settled."""
+    throttle = head.throttle
+    if throttle is None or throttle.stage == "begun" or head.status not in _BEGINNING:
+        return None
+    return throttle.slot_at
+
+
+_BEGINNING = frozenset({"draft", "running"})
 
 
 def _undo_at(step: StepDoc | None) -> int:

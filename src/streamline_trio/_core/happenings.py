@@ -207,11 +207,15 @@ class UndoFailed(Held, frozen=True, kw_only=True, gc=False):
 
 
 class Claimed(Happening, frozen=True, kw_only=True, gc=False):
-    """A worker takes the run. `lease_dead`: the worker that the present lease names is certainly gone."""
+    """A worker takes the run. `lease_dead`: the worker that the present lease names is certainly gone.
+
+    `begins_at` is the instant that the run's throttle has noted for its begin, which is then the present.
+    """
 
     worker: str
     lease_dead: bool = False
     max_recoveries: int = 5
+    begins_at: int | None = None
 
 
 class Migrated(Claimed, frozen=True, kw_only=True, gc=False):
@@ -312,6 +316,24 @@ class Rewound(TakenUp, frozen=True, kw_only=True, gc=False):
 
     to: str
     lease_dead: bool = False
+
+
+class Slotted(Happening, frozen=True, kw_only=True, gc=False):
+    """The run's throttle has told when it may begin. `held`: later than it could have."""
+
+    at: int
+    held: bool
+
+
+class Bumped(Happening, frozen=True, kw_only=True, gc=False):
+    """A debounced workflow was started again while this draft is pending; the plan is that of the new start.
+
+    `slot` is what the new input has to ask for, where the workflow has a limit.
+    """
+
+    input: bytes
+    state: bytes
+    slot: SlotDoc | None = None
 
 
 class OutputPinned(Happening, frozen=True, kw_only=True, gc=False):

@@ -8,7 +8,7 @@ A store applies guarded changes; it decides nothing. The conditions:
  2. A write is applied whole or not at all, and an applied one is durable when `write` returns.
  3. `Update` is applied only if the stored revision equals `before.head.revision` (compare-and-set); else
     `Refused`. Only what differs between `before` and `after` need be written. The origin is written once: an
-    update that would change it is `Failed`.
+    update that would change it is `Failed`. Of a draft (as it is before the update) the input may be replaced.
  4. `Insert` is refused if the id exists. No two active runs hold one `active_key`, no two open waits one token:
     the write that would make it so gets `KeyTaken` naming the holder (which may be the run itself, for a token
     that it claims twice), and is not applied. `Refused` comes before `KeyTaken`.

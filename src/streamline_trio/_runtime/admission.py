@@ -22,6 +22,7 @@ from streamline_trio._core.store import Applied, Failed, Insert, KeyTaken
 from streamline_trio._core.tenancy import public_id
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.machinery import Machinery
+from streamline_trio._runtime.pacing import enter_soon
 from streamline_trio._runtime.services import Services
 from streamline_trio._runtime.slots import Answer
 
@@ -152,14 +153,20 @@ async def _insert(machinery: Machinery, workflow: Workflow[Any, Any], request: S
     decision = admit(request, workflow.plan, services.clock.now(), worker)
     outcomes: list[Outcome] = []
     told = trio.Event()
+    slotted: trio.Event | None = None
 
     def tell(outcome: Outcome) -> None:
+        nonlocal slotted
         outcomes.append(outcome)
         _inserted(machinery, workflow, decision, outcome, reserved=worker is not None)
+        if isinstance(outcome, Applied):
+            slotted = enter_soon(machinery, decision.run, workflow)
         told.set()
 
     services.committer.post(Insert(decision.run), tell)
     await told.wait()
+    if slotted is not None:
+        await slotted.wait()
     return outcomes[0]
 
 
@@ -167,11 +174,16 @@ async def _worker_for(machinery: Machinery, request: StartRequest) -> str | None
     """Our worker's id with a place reserved, if the run may begin here and now."""
     await trio.lowlevel.checkpoint_if_cancelled()
     worker = machinery.worker.id
-    if not machinery.is_worker or request.start_at is not None or request.slot is not None or worker is None:
+    if not machinery.is_worker or not _may_begin(request) or worker is None:
         return None
     if machinery.claimer.is_behind:
         return None  # it stands in line
     return worker if machinery.crew.try_reserve(request.origin.id) else None
+
+
+def _may_begin(request: StartRequest) -> bool:
+    """Whether nothing keeps it from beginning at once."""
+    return request.start_at is None and request.slot is None and request.throttle is None
 
 
 def _inserted(

@@ -3,7 +3,8 @@
 Every poll: has anybody committed something to runs we hold, has a lock been released? Every third of a lease: do
 the others still beat, has anybody left an errand undone? Every lease: are there leases nobody stands behind,
 broadcasts nobody delivers, slots given to runs that may not know it? Every minute: is there anything in the store
-that no run refers to? For broadcasts and the last one worker is enough, and the first of those that live looks.
+that no run refers to, are there throttles that nothing has passed for a window? For broadcasts and the last two one
+worker is enough, and the first of those that live looks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from streamline_trio._core.store import Corrupt, Sweeper
 from streamline_trio._runtime.emission import sweep_broadcasts
 from streamline_trio._runtime.errands import Errands
 from streamline_trio._runtime.machinery import Machinery
+from streamline_trio._runtime.throttles import sweep_throttles
 
 _ATTENTION_AT_ONCE = 500
 _OWN_AT_ONCE = 500
@@ -78,6 +80,7 @@ class Care:
 
     async def _sweep(self) -> None:
         services = self._machinery.services
+        await sweep_throttles(services)
         if isinstance(services.store, Sweeper) and (removed := await services.store.sweep()):
             services.counts.swept += removed
             services.logger.info("%d documents that no run refers to were removed", removed)

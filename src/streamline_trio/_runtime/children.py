@@ -21,6 +21,7 @@ from streamline_trio._core.store import Applied, Failed, Insert
 from streamline_trio._core.tenancy import stored_id
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.joined import BranchResult, JoinResult
+from streamline_trio._runtime.pacing import paced
 from streamline_trio._runtime.slot_wishes import slot_for
 from streamline_trio._runtime.snapshot import RunError, output_of
 from streamline_trio._runtime.viewing import view, warn_of_types
@@ -180,7 +181,7 @@ class ChildStarter:
             ),
         )
         slot = slot_for(services, workflow, origin)
-        start = StartRequest(origin=origin, state=workflow.initial_state(value), slot=slot)
+        start = paced(StartRequest(origin=origin, state=workflow.initial_state(value), slot=slot), workflow)
         return _Draft(admit(start, workflow.plan, now))
 
 

@@ -12,7 +12,8 @@ from streamline_trio._core.decide import Decision, decide
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import StoreUnavailable, StreamlineError
-from streamline_trio._core.happenings import CancelAsked, Claimed
+from streamline_trio._core.happenings import CancelAsked, Claimed, Slotted
+from streamline_trio._core.plan import Plan
 from streamline_trio._core.store import Applied, Corrupt, Quarantine, Refused, Update
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.crew import FRAGILE_FROM, Crew
@@ -24,6 +25,7 @@ from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.orphans import orphans_among
 from streamline_trio._runtime.registry import Registry
 from streamline_trio._runtime.services import Services
+from streamline_trio._runtime.throttles import Throttles
 from streamline_trio._runtime.worker import Worker
 
 BATCH = 100
@@ -50,6 +52,7 @@ class Claimer:
         """Whether more may be due than there are places, so that whoever took one at once would jump the queue."""
         self.lapses: Lapses = Lapses(services, registry)
         self.drift: Drift = Drift(services, registry)
+        self.throttles: Throttles = Throttles(services)
 
     def notify(self, due_at: int) -> None:
         """A run fell due, or will; cheap, may be called for nothing."""
@@ -195,19 +198,48 @@ class Claimer:
         recoveries = self._services.options.max_recoveries
         happening = Claimed(worker=worker, lease_dead=lease_dead, max_recoveries=recoveries)
         orphans = await orphans_among(self._services, runs)
+        held: list[tuple[RunDoc, Plan]] = []
         for run in runs:
             if isinstance(run, Corrupt):
                 waiting.add()
                 self.quarantine(run, waiting.count_set_aside)
             elif self._crew.try_reserve(run.origin.id):
                 orphaned = orphans.get(run.origin.id)
-                self._claim_one(run, happening if orphaned is None else CancelAsked(reason=orphaned), waiting)
+                if orphaned is not None:
+                    self._claim_one(run, CancelAsked(reason=orphaned), waiting)
+                elif run.head.throttle is not None and (plan := self._plan_if_held(run)) is not None:
+                    held.append((run, plan))
+                else:
+                    self._claim_one(run, happening, waiting)
+        if held:
+            await self._claim_held(held, happening, waiting)
         await waiting.wait()
         return waiting
 
-    def _claim_one(self, run: RunDoc, happening: Claimed | CancelAsked, waiting: _Countdown) -> None:
+    def _plan_if_held(self, run: RunDoc) -> Plan | None:
+        """The plan of a run whose throttle is to be asked; None if there is nothing to ask."""
+        workflow = self._registry.workflow_for(run)
+        return workflow.plan if workflow is not None and self.throttles.holds(run, workflow.plan) else None
+
+    async def _claim_held(
+        self, held: Sequence[tuple[RunDoc, Plan]], happening: Claimed, waiting: _Countdown
+    ) -> None:
+        """Claim those that their throttles let begin, slot the others; what could not be asked is set aside."""
+        left = {run.origin.id for run, _ in held}
+        try:
+            for run, answer in await self.throttles.happenings(held, happening):
+                if answer is not None:
+                    left.discard(run.origin.id)
+                    self._claim_one(run, answer, waiting)
+        finally:
+            for run_id in left:
+                self._crew.cancel_reservation(run_id)
+                self._set_aside[run_id] = trio.current_time() + self._services.options.poll_interval
+
+    def _claim_one(self, run: RunDoc, happening: Claimed | CancelAsked | Slotted, waiting: _Countdown) -> None:
         run_id, workflow = run.origin.id, self._registry.workflow_for(run)
-        fragile = happening.lease_dead and run.head.streak >= FRAGILE_FROM and waiting.fragile
+        lease_dead = not isinstance(happening, Slotted) and happening.lease_dead
+        fragile = lease_dead and run.head.streak >= FRAGILE_FROM and waiting.fragile
         if workflow is None or fragile:
             self._crew.cancel_reservation(run_id)
             return

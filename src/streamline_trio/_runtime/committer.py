@@ -90,7 +90,7 @@ class GroupCommitter:
     def post(self, write: Write, tell: Callable[[Outcome], None], rows: Sequence[AppendRows] = ()) -> None:
         """Queue a write; `tell` is called with its outcome, in the committer's task. Never blocks."""
         if self._closed:
-            tell(Failed(_has_closed()))
+            tell(Failed(has_closed()))
             return
         self._queue.append(Submission(write, rows, tell, trio.current_time() + self._patience))
         self._arrived.set()
@@ -147,6 +147,11 @@ class GroupCommitter:
             self._carried = []
             self._scope.deadline = math.inf
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is carried out any more."""
+        return self._closed
+
     def close(self) -> None:
         """Nothing is carried out any more: whoever waits, or comes now, is told so."""
         self._closed = True
@@ -155,7 +160,7 @@ class GroupCommitter:
         for submission in doubtful:
             self._tell(submission, StoreUnavailable("the engine closed before the store answered"))
         while self._queue:
-            self._queue.popleft().tell(Failed(_has_closed()))
+            self._queue.popleft().tell(Failed(has_closed()))
 
     async def flushed(self) -> None:
         """Wait until nothing is queued or under way."""
@@ -292,7 +297,8 @@ class GroupCommitter:
             return None
 
 
-def _has_closed() -> InvalidState:
+def has_closed() -> InvalidState:
+    """The error of whoever comes too late."""
     return InvalidState("the engine has closed: nothing can be written through it", action="write")
 
 

@@ -7,7 +7,7 @@ import trio
 from streamline_trio._core.decide import decide
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import InvalidState, StoreUnavailable, WorkflowNotFound
-from streamline_trio._core.happenings import CancelAsked, Claimed, Happening
+from streamline_trio._core.happenings import CancelAsked, Claimed
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Applied, Update
 from streamline_trio._runtime.committer import Outcome
@@ -78,7 +78,8 @@ async def _claim(machinery: Machinery, run: RunDoc, *, lease_dead: bool) -> Outc
         return None
     machinery.claimer.drift.notice(run, workflow.plan)
     try:
-        happening = await _happening(services, run, worker, lease_dead=lease_dead)
+        claim = await _happening(services, run, worker, lease_dead=lease_dead)
+        happening = await machinery.claimer.throttles.passed(run, workflow.plan, claim)
         decision = decide(run, happening, workflow.plan, services.clock.now(), services.chance.commit_id())
     except BaseException:
         crew.cancel_reservation(run.origin.id)
@@ -109,7 +110,7 @@ async def _claim(machinery: Machinery, run: RunDoc, *, lease_dead: bool) -> Outc
     return outcomes[0]
 
 
-async def _happening(services: Services, run: RunDoc, worker: str, *, lease_dead: bool) -> Happening:
+async def _happening(services: Services, run: RunDoc, worker: str, *, lease_dead: bool) -> CancelAsked | Claimed:
     """The claim; of a child that its parent no longer waits for, the cancellation."""
     for reason in (await orphans_among(services, [run])).values():
         return CancelAsked(reason=reason)

@@ -26,6 +26,7 @@ from streamline_trio._core.tenancy import public_id
 from streamline_trio._runtime.claimer import Claimer
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.crew import Crew
+from streamline_trio._runtime.debounces import Debounces
 from streamline_trio._runtime.migrator import Migrator
 from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.registry import Registry
@@ -52,6 +53,7 @@ class Machinery:
     worker: Worker
     observer: Observer
     claimer: Claimer
+    debounces: Debounces
     migrator: Migrator | None
     watcher: Watcher
     is_worker: bool

@@ -194,7 +194,8 @@ class Migrator:
         if worker is None:
             return None
         happening = msgspec.structs.replace(happening, worker=worker, slot=_slot_of(services, run, workflow))
-        return decide(run, happening, workflow.plan, services.clock.now(), services.chance.commit_id())
+        passed = await self._claimer.throttles.passed(run, workflow.plan, happening)
+        return decide(run, passed, workflow.plan, services.clock.now(), services.chance.commit_id())
 
     async def _commit(self, run: RunDoc, decision: Decision, workflow: Workflow[Any, Any]) -> None:
         told = trio.Event()

@@ -28,6 +28,7 @@ from streamline_trio._runtime.claimer import Claimer
 from streamline_trio._runtime.clock import Chance, Clock, WallClock, virtual_clock
 from streamline_trio._runtime.committer import GroupCommitter
 from streamline_trio._runtime.crew import Crew
+from streamline_trio._runtime.debounces import Debounces
 from streamline_trio._runtime.emission import emit_from_run, sweep_broadcasts
 from streamline_trio._runtime.engine import Engine
 from streamline_trio._runtime.errands import Errands
@@ -237,6 +238,7 @@ class _Life:
             worker=worker,
             observer=observer,
             claimer=claimer,
+            debounces=Debounces(services),
             migrator=Migrator(services, self._registry, crew, worker, claimer) if takes_over else None,
             watcher=watcher,
             is_worker=self._is_worker,

@@ -16,12 +16,12 @@ def slot_for(
     workflow: Workflow[Any, Any],
     origin: Origin,
     *,
-    start_at: int | None = None,
+    is_later: bool = False,
     attended: bool = False,
 ) -> SlotDoc | None:
     """The slot that a run is to ask for, if its workflow has a limit; `ValidationError` if the key cannot be had.
 
-    `attended`: whoever starts it waits for the answer, and is told when it is no.
+    `is_later`: only when it begins. `attended`: whoever starts it waits for the answer, and is told when it is no.
     """
     rule = workflow.rules.concurrency
     if rule is None:
@@ -34,7 +34,7 @@ def slot_for(
         limit=rule.limit,
         acquisition=services.chance.commit_id(),
         ticket=services.chance.ticket(services.clock.now()),
-        state="later" if start_at is not None else "asked" if rejects else "queued",
+        state="later" if is_later else "asked" if rejects else "queued",
         rejects=rejects,
-        attended=attended and rejects and start_at is None,
+        attended=attended and rejects and not is_later,
     )

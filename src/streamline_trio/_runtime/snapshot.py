@@ -128,7 +128,10 @@ class RunSlot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """A run, as it was stored when it was read. `steps` holds every step of the definition, in order."""
+    """A run, as it was stored when it was read. `steps` holds every step of the definition, in order.
+
+    `held_by` says what puts its begin off: its workflow's throttle or debounce; `due_at` is then its slot.
+    """
 
     id: str
     workflow: str
@@ -163,6 +166,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     compensation: RunCompensation | None = None
     forked_from: ForkedFrom | None = None
     slot: RunSlot | None = None
+    held_by: Literal["throttle", "debounce"] | None = None
 
 
 _plain = payload.decoder(Any)
@@ -209,6 +213,7 @@ def snapshot(run: RunDoc, plan: Plan | None, workflow: Workflow[Any, Any] | None
         compensation=_undone(run),
         forked_from=_named(origin.forked_from),
         slot=_slot(head.slot),
+        held_by=_held_by(run),
     )
 
 
@@ -217,6 +222,15 @@ def _slot(slot: SlotDoc | None) -> RunSlot | None:
         return None
     state = "queued" if slot.state == "asked" else slot.state
     return RunSlot(state=state, key=parts_of(slot.bucket)[2], limit=slot.limit)
+
+
+def _held_by(run: RunDoc) -> Literal["throttle", "debounce"] | None:
+    throttle, debounce = run.head.throttle, run.head.debounce
+    if throttle is not None and throttle.stage == "held" and run.head.status in {"draft", "running"}:
+        return "throttle"
+    if debounce is not None and not debounce.fired and run.head.status == "draft":
+        return "debounce"
+    return None
 
 
 def output_of(run: RunDoc, workflow: Workflow[Any, Any] | None) -> Any:

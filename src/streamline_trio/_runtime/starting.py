@@ -21,6 +21,7 @@ from streamline_trio._core.naming import TAG_RULE, is_tag
 from streamline_trio._core.tenancy import MARK, check_tenant, stored_id
 from streamline_trio._runtime.admission import begin
 from streamline_trio._runtime.machinery import Machinery
+from streamline_trio._runtime.pacing import check_debounced, debounced, paced
 from streamline_trio._runtime.slot_wishes import slot_for
 
 _MAX_KEY = 500
@@ -44,13 +45,17 @@ class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 async def start(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, options: StartOptions) -> str:
     """The stored id of the new run, or of the active one that holds the same key."""
-    return await begin(machinery, workflow, _request(machinery, workflow, value, options))
+    request = _request(machinery, workflow, value, options)
+    if request.debounce is not None:
+        return await machinery.debounces.start(workflow, request)
+    return await begin(machinery, workflow, request)
 
 
 def _request(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, options: StartOptions) -> StartRequest:
     """Everything is checked before anything is written."""
     chance, now = machinery.services.chance, machinery.services.clock.now()
     _check(workflow, options)
+    check_debounced(workflow, options)
     stored = workflow.input_payload(value)
     asked = _scheduled(options, now)
     origin = Origin(
@@ -68,12 +73,15 @@ def _request(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, opt
         scheduled=asked,
     )
     start_at = asked.at if asked is not None and asked.at > now else None
-    return StartRequest(
+    is_later = start_at is not None or workflow.rules.debounce is not None
+    slot = slot_for(machinery.services, workflow, origin, is_later=is_later, attended=True)
+    request = StartRequest(
         origin=origin,
         state=workflow.initial_state(stored),
         start_at=start_at,
-        slot=slot_for(machinery.services, workflow, origin, start_at=start_at, attended=True),
+        slot=slot,
     )
+    return debounced(paced(request, workflow, attended=slot is None), workflow)
 
 
 def _scheduled(options: StartOptions, now: int) -> Scheduled | None:

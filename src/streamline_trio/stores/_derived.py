@@ -43,9 +43,10 @@ def key_change(before: RunDoc | None, after: RunDoc, touched: Touched | None = N
     """What the write does to the unique keys; `touched` is that of an `Update`."""
     if before is None:
         return KeyChange(unique_keys(after), ())
-    if before.records is after.records and before.head.status == after.head.status:
+    same_holder = before.head.status == after.head.status and before.head.debounce is after.head.debounce
+    if before.records is after.records and same_holder:
         return NO_KEYS
-    if touched is not None and before.head.status == after.head.status:
+    if touched is not None and same_holder:
         keys = touched.get("records", ())
         held, wanted = _tokens_of(before, keys), _tokens_of(after, keys)
     else:
@@ -110,8 +111,11 @@ _EXACT = 2.0**53
 
 
 def same_origin(before: RunDoc, after: RunDoc) -> bool:
-    """Whether an update leaves alone what is written once."""
-    return before.origin is after.origin or before.origin == after.origin
+    """Whether an update leaves alone what is written once: of a draft all but its input."""
+    old, new = before.origin, after.origin
+    if old is new or old == new:
+        return True
+    return before.head.status == "draft" and msgspec.structs.replace(old, input=new.input) == new
 
 
 def origin_changed(origin: Origin) -> ValidationError:

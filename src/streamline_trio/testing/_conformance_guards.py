@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import trio
 from msgspec.structs import replace
 
-from streamline_trio._core.documents import (
-    active_key,
-)
+from streamline_trio._core.documents import DebounceDoc, active_key, debounce_key
 from streamline_trio._core.store import (
     Applied,
     Failed,
@@ -73,6 +73,56 @@ async def the_origin_never_changes(subject: Subject) -> None:
         other = replace(after(run), origin=replace(run.origin, tenant="another"))
         expect_kinds([await one(store, Update(run, other))], Failed)
         expect(await store.load("r1"), run, "the run")
+
+
+@check(3)
+async def the_input_of_a_draft_may_be_replaced(subject: Subject) -> None:
+    """A draft's input changes, small and large, and nothing else of its origin; that of other runs does not."""
+    async with opened(subject) as store:
+        draft = sample("r1", status="draft", tags=("t",), due_at=5)
+        await put(store, draft)
+        for payload in (b"\x01", b"\xc5\xff\xff" + b"x" * 65_535, b"\x02"):
+            newer = replace(after(draft, due_at=6), origin=replace(draft.origin, input=payload))
+            await must(store, Update(draft, newer))
+            expect(await store.load("r1"), newer, "the draft")
+            draft = newer
+        other = replace(after(draft), origin=replace(draft.origin, input=b"\x03", tags=()))
+        expect_kinds([await one(store, Update(draft, other))], Failed)
+        started = after(draft, status="running")
+        await must(store, Update(draft, started))
+        late = replace(after(started), origin=replace(started.origin, input=b"\x03"))
+        expect_kinds([await one(store, Update(started, late))], Failed)
+        expect(await store.load("r1"), started, "the run")
+
+
+@check(4)
+async def a_debounced_draft_holds_its_key(subject: Subject) -> None:
+    """While it is pending nobody else holds its key; the write that fires, starts or cancels it gives it up."""
+    async with opened(subject) as store:
+        key = debounce_key("t", "w", "k")
+        waits = DebounceDoc(key=key, first_at=1, until_at=9)
+        ends: list[dict[str, Any]] = [
+            {"debounce": replace(waits, fired=True)},
+            {"status": "running"},
+            {"status": "cancelled"},
+        ]
+        for number, change in enumerate(ends):
+            pending = sample(f"p{number}", status="draft", debounce=waits)
+            await put(store, pending)
+            bumped = moved(pending, debounce=replace(waits, starts=2))
+            rival = sample(f"q{number}", status="draft", debounce=waits)
+            expect(await one(store, Insert(rival)), KeyTaken("active_key", f"p{number}"), "verdict")
+            await must(store, bumped)
+            expect(await store.by_active_key(key), bumped.after, "the holder")
+            expect(await one(store, Insert(rival)), KeyTaken("active_key", f"p{number}"), "verdict after a bump")
+            over = moved(bumped.after, **change)
+            await must(store, over)
+            expect(await store.by_active_key(key), None, "the holder of a key that was given up")
+            await put(store, rival)
+            expect(await store.by_active_key(key), rival, "the next holder")
+            await must(store, moved(rival, status="cancelled"))
+            await must(store, moved(over.after, state=b"\x01"))
+            expect(await store.by_active_key(key), None, "the holder after later writes")
 
 
 @check(4)

@@ -22,6 +22,7 @@ from streamline_trio._core.decide import (
     migrating,
     noting,
     outbox,
+    pacing,
     slotting,
     steering,
     stepping,
@@ -69,6 +70,8 @@ _RULES: dict[type[h.Happening], Callable[[Turn, Any], bool | None]] = {
     h.SlotGranted: slotting.slot_granted,
     h.SlotRefused: slotting.slot_refused,
     h.SlotAsked: slotting.slot_asked,
+    h.Slotted: pacing.slotted,
+    h.Bumped: pacing.bumped,
     h.OutputPinned: archiving.output_pinned,
 }
 

@@ -7,42 +7,64 @@ import math
 import msgspec
 
 from streamline_trio._core.decide import slotting
+from streamline_trio._core.decide.outbox import PATIENCE
+from streamline_trio._core.decide.pacing import fires_at, first_debounce, first_throttle
 from streamline_trio._core.decide.turn import Decision, Turn
-from streamline_trio._core.documents import WANTS_SLOT, Head, Lease, Origin, RunDoc, SlotDoc
+from streamline_trio._core.documents import WANTS_SLOT, Head, Lease, Origin, RunDoc, SlotDoc, ThrottleDoc
 from streamline_trio._core.events import WorkflowStarted
 from streamline_trio._core.plan import Plan
 
 
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What `start` was asked for, and the run's first state."""
+    """What `start` was asked for, and the run's first state.
+
+    `throttle` is the bucket in which it must pass, `debounce` the key of its window; `attended`: whoever inserts it
+    asks for its slot.
+    """
 
     origin: Origin
     state: bytes
     start_at: int | None = None
     slot: SlotDoc | None = None
+    throttle: str | None = None
+    debounce: str | None = None
+    attended: bool = False
 
 
 def admit(request: StartRequest, plan: Plan, now: int, worker: str | None = None) -> Decision:
     """A new run: begun by `worker` in the same write, or a draft that waits for its time, its slot and a worker."""
-    begins = now if request.start_at is None else request.start_at
+    debounce = None if request.debounce is None else first_debounce(request.debounce, plan, now)
+    start_at = request.start_at if debounce is None else fires_at(debounce, plan, now)
+    begins = now if start_at is None else start_at
     head = Head(
         version=plan.version,
         fingerprint=plan.fingerprint,
         status="draft",
         updated_at=now,
         revision=0,
-        start_at=request.start_at,
+        start_at=start_at,
         slot=request.slot,
         deadline=None if plan.timeout is None else begins + math.ceil(plan.timeout * 1000),
+        throttle=_throttle(request, plan, now),
+        debounce=debounce,
     )
     turn = Turn(RunDoc(origin=request.origin, head=head, state=request.state), plan, now)
     if request.slot is not None:
         if request.slot.state in WANTS_SLOT:
             slotting.send_admission(turn, request.slot)
     elif worker is not None:
+        assert head.throttle is None, "its throttle has not been asked"
+        assert debounce is None, "its window has just opened"
         turn.to("running")
         turn.change(started_at=now, fence=1)
         turn.lease = Lease(worker=worker, fence=1)
         turn.emit(WorkflowStarted)
         turn.begin(plan.first, worker)
     return turn.build(request.origin.start_id)
+
+
+def _throttle(request: StartRequest, plan: Plan, now: int) -> ThrottleDoc | None:
+    if request.throttle is None:
+        assert plan.throttle is None, "a run of a throttled workflow begins only by its throttle"
+        return None
+    return first_throttle(request.throttle, look_at=now + PATIENCE if request.attended else None)

@@ -7,6 +7,7 @@ was cancelled, overran its deadline or crashed too often. No handler sees an out
 from __future__ import annotations
 
 from streamline_trio._core.decide import compensating, slotting
+from streamline_trio._core.decide.pacing import pass_throttle
 from streamline_trio._core.decide.stepping import overdue
 from streamline_trio._core.decide.suspending import fire
 from streamline_trio._core.decide.turn import Turn
@@ -28,6 +29,8 @@ _CLAIMABLE = ("draft", "running", "waiting", "compensating")
 
 def claimed(turn: Turn, happening: Claimed) -> None:
     """Take an unleased run that is due, or one whose worker is certainly gone."""
+    if happening.begins_at is not None:
+        turn.now = happening.begins_at
     _require_claimable(turn, happening)
     lost = turn.lease
     turn.lease = None
@@ -46,6 +49,7 @@ def claimed(turn: Turn, happening: Claimed) -> None:
     elif not _knows_current_step(turn):
         _settle_mismatch(turn)
     else:
+        pass_throttle(turn, happening)
         _take(turn, happening.worker)
 
 
@@ -55,8 +59,14 @@ def _require_claimable(turn: Turn, happening: Claimed) -> None:
     if turn.lease is not None:
         if not happening.lease_dead:
             raise turn.invalid("claim", "a worker holds it", *_CLAIMABLE)
-    elif turn.head.due_at is None or turn.head.due_at > turn.now:
+    elif turn.head.due_at is None or (turn.head.due_at > turn.now and not _is_seen_to(turn, happening)):
         raise turn.invalid("claim", "it is not due", *_CLAIMABLE)
+
+
+def _is_seen_to(turn: Turn, happening: Claimed) -> bool:
+    """Whether it is due only in case that its starter, who claims it, had not come back to it."""
+    throttle = turn.head.throttle
+    return happening.begins_at is not None and throttle is not None and throttle.stage == "new"
 
 
 def lapsed(turn: Turn, happening: LeaseLapsed) -> None:

@@ -7,6 +7,7 @@ import math
 import msgspec
 
 from streamline_trio._core.decide import slotting
+from streamline_trio._core.decide.pacing import first_throttle
 from streamline_trio._core.decide.turn import Decision, Turn
 from streamline_trio._core.documents import ForkedFrom, Head, RunDoc, SlotDoc, StepDoc
 from streamline_trio._core.plan import Plan
@@ -49,6 +50,7 @@ def fork(run: RunDoc, request: ForkRequest, plan: Plan, now: int) -> Decision:
         finished=0 if last is None else last[0],
         output_step=None if last is None else last[1],
         slot=request.slot,
+        throttle=None if run.head.throttle is None else first_throttle(run.head.throttle.bucket, look_at=None),
     )
     origin = _replace(
         run.origin,

@@ -118,6 +118,8 @@ def join_queue(turn: Turn) -> bool:
     if slot.state == "later":
         ticket = max(slot.ticket, (turn.head.start_at or 0) * 1000)
         turn.change(slot=_replace(slot, state="asked" if slot.rejects else "queued", ticket=ticket))
+        if turn.head.debounce is not None:
+            turn.change(debounce=_replace(turn.head.debounce, fired=True))
     return True
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from streamline_trio._core.decide import compensating, slotting
+from streamline_trio._core.decide.pacing import enter_again
 from streamline_trio._core.decide.stepping import forget_failed_outcomes, reset_steps, restart_deadline
 from streamline_trio._core.decide.turn import Turn
 from streamline_trio._core.events import (
@@ -143,3 +144,4 @@ def _take_up_again(turn: Turn) -> None:
     )
     turn.ready()
     restart_deadline(turn)
+    enter_again(turn)

@@ -93,6 +93,7 @@ class Turn:
         "lease",
         "memos",
         "now",
+        "origin",
         "outbox",
         "paused",
         "pieces",
@@ -109,6 +110,7 @@ class Turn:
     def __init__(self, run: RunDoc, plan: Plan, now: int) -> None:
         head = run.head
         self.run = run
+        self.origin = run.origin
         self.plan = plan
         self.now = now
         self.status: RunStatus = head.status
@@ -443,7 +445,7 @@ class Turn:
             step = None if stands_at is None else self.step(stands_at)
             head = _replace(head, due_at=due_at(head, step, self.records.values()))
         run = RunDoc(
-            origin=self.run.origin,
+            origin=self.origin,
             head=head,
             state=self.state,
             steps=self.steps,

@@ -218,6 +218,9 @@ def _update(write: Update) -> RunUpdate:
     changes.compare_fields(_head_changes(before, after))
     changes.compare_fields(_derived_changes(before, after))
     changes.compare_fields(_queue_changes(before, after))
+    if after.origin is not before.origin and after.origin.input != before.origin.input:
+        changes.large |= is_large(before.origin.input) or is_large(after.origin.input)
+        changes.to_set["input"] = to_bson(after.origin.input)
     if after.state is not before.state and after.state != before.state:
         changes.large |= is_large(before.state) or is_large(after.state)
         changes.to_set["state"] = to_bson(after.state)
@@ -270,7 +273,7 @@ def _queue_changes(before: RunDoc, after: RunDoc) -> Pair:
 
 def _derives_the_same(old: Head, new: Head) -> bool:
     """Whether nothing has changed that `derived_of_head` looks at, as in most commits."""
-    if new.attention and old.lease != new.lease:
+    if (new.attention and old.lease != new.lease) or old.debounce is not new.debounce:
         return False
     if (old.slot is not None or new.slot is not None) and (queued_in(old) or queued_in(new)):
         return False
