@@ -1,6 +1,7 @@
 """What a worker looks after from time to time, on stores that other processes write.
 
-Every poll: has anybody committed something to runs we hold, has a lock been released? Every third of a lease: do
+Every poll: has anybody committed something to runs we hold, has a lock been released, is a workflow of ours
+triggered? Every third of a lease: do
 the others still beat, has anybody left an errand undone? Every lease: are there leases nobody stands behind,
 broadcasts nobody delivers? Every minute: is there anything in the store that no run refers to?
 """
@@ -13,9 +14,10 @@ from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import InvalidState, LeaseLost, RunNotFound, StoreUnavailable
 from streamline_trio._core.happenings import HandedBack
 from streamline_trio._core.store import Corrupt, Sweeper
-from streamline_trio._runtime.emission import sweep_broadcasts
+from streamline_trio._runtime.delivery import try_sweep
 from streamline_trio._runtime.errands import Errands
 from streamline_trio._runtime.machinery import Machinery
+from streamline_trio._runtime.triggers import look_for_triggers_soon
 
 _ATTENTION_AT_ONCE = 500
 _OWN_AT_ONCE = 500
@@ -30,6 +32,7 @@ class Care:
         self._machinery = machinery
         self._errands = errands
         self._options = machinery.services.options
+        self._last_triggers = trio.current_time()
         self._last_look = trio.current_time()
         self._last_walk = trio.current_time()
         self._last_sweep = trio.current_time()
@@ -53,6 +56,9 @@ class Care:
         await self._attend()
         if not machinery.is_worker:
             return
+        if now - self._last_triggers >= self._options.poll_interval / 2:
+            self._last_triggers = now
+            look_for_triggers_soon(machinery)
         if now - self._last_look >= self._options.lease / LOOKS_PER_LEASE:
             self._last_look = now
             walk = now - self._last_walk >= self._options.lease
@@ -61,7 +67,7 @@ class Care:
             if walk:
                 self._last_walk = now
                 await self._hand_back_orphans()
-                await sweep_broadcasts(machinery)
+                machinery.services.spawn(lambda: try_sweep(machinery))
         else:
             found = await machinery.observer.look_at_locks()
         if found:

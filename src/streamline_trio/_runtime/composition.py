@@ -137,7 +137,8 @@ class Composition(Waits):
         if path in self._driver.run.pieces:
             await trio.lowlevel.checkpoint()
             return
-        await self._driver.services.emit(signal, payload, run=target, id=self._emission_id(path))
+        scope = self._driver.run.origin.tenant
+        await self._driver.services.emit(signal, payload, run=target, id=self._emission_id(path), tenant=scope)
         await self._pieces().save(path, _NOTHING)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -26,6 +26,7 @@ from streamline_trio._core.store import Applied, Failed, KeyTaken, Update
 from streamline_trio._runtime.claimer import Claimer
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.crew import Crew
+from streamline_trio._runtime.deliveries import Deliveries
 from streamline_trio._runtime.migrator import Migrator
 from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.registry import Registry
@@ -51,6 +52,7 @@ class Machinery:
     watcher: Watcher
     is_worker: bool
     crash: Callable[[], Awaitable[None]]
+    deliveries: Deliveries = field(default_factory=Deliveries)
 
     async def load(self, run_id: str) -> RunDoc:
         """The run as it is stored now; `RunNotFound`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import trio
 
@@ -40,6 +40,7 @@ class Options:
     poll_interval: float
     drain_timeout: float
     max_recoveries: int
+    tenancy: Literal["optional", "required"] = "optional"
 
 
 @dataclass(kw_only=True)

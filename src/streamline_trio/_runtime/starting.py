@@ -39,6 +39,8 @@ class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
     tags: Sequence[str] = ()
     meta: Mapping[str, Any] | None = None
     run_id: str | None = None
+    tenant: str | None = None
+    emission: str = ""
 
 
 async def start(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, options: StartOptions) -> str:
@@ -70,7 +72,7 @@ async def _why_refused(machinery: Machinery, request: StartRequest) -> str | Non
     stored = await machinery.services.read(lambda: store.load(origin.id))
     if stored is None:
         return None
-    if stored.origin.start_id == origin.start_id:
+    if stored.origin.start_id == origin.start_id or _has_same_cause(stored.origin, origin):
         return origin.id
     raise InvalidState(
         f"cannot start run {origin.id}: the id is in use",
@@ -79,6 +81,11 @@ async def _why_refused(machinery: Machinery, request: StartRequest) -> str | Non
         allowed=(),
         run_id=origin.id,
     )
+
+
+def _has_same_cause(stored: Origin, asked: Origin) -> bool:
+    """Whether a broadcast has started the run before: who repeats it adopts the run."""
+    return asked.emission != "" and asked.emission == stored.emission
 
 
 async def _insert(machinery: Machinery, workflow: Workflow[Any, Any], request: StartRequest) -> Outcome:
@@ -143,6 +150,8 @@ def _request(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, opt
         meta=None if not options.meta else payload.encode(dict(options.meta), what="meta"),
         idempotency_key=options.idempotency_key,
         scheduled=asked,
+        tenant=options.tenant,
+        emission=options.emission,
     )
     return StartRequest(
         origin=origin,

@@ -33,7 +33,7 @@ from streamline_trio.stores._derived import (
     same_origin,
     unique_keys,
 )
-from streamline_trio.stores._memory_index import DueQueue, ErrandQueue, Groups
+from streamline_trio.stores._memory_index import DueQueue, ErrandQueue, Groups, SideIndex
 
 _APPLIED = Applied()
 _REFUSED = Refused()
@@ -57,6 +57,7 @@ class Content:
         self.children = Groups()
         self.rows: dict[str, dict[RowKind, tuple[bytes, ...]]] = {}
         self.sides: dict[tuple[str, str], SideDoc] = {}
+        self.side_index = SideIndex()
 
     def apply(self, write: Write) -> Verdict:
         """Apply one write, or say why not."""
@@ -146,11 +147,13 @@ class Content:
         stored = self.sides.get(name)
         if (None if stored is None else stored.revision) != write.expected:
             return _REFUSED
+        made: SideDoc | None = None
         if write.body is None:
             self.sides.pop(name, None)
         else:
             revision = 1 if stored is None else stored.revision + 1
-            self.sides[name] = SideDoc(write.kind, write.key, revision, write.body, write.due_at)
+            made = self.sides[name] = SideDoc(write.kind, write.key, revision, write.body, write.due_at)
+        self.side_index.put(stored, made)
         return _APPLIED
 
     def _append_rows(self, write: AppendRows) -> Verdict:

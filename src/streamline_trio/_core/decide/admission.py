@@ -30,6 +30,7 @@ def admit(request: StartRequest, plan: Plan, now: int, worker: str | None = None
         updated_at=now,
         revision=0,
         start_at=request.start_at,
+        cancelled_by=plan.cancel_signals,
         deadline=None if plan.timeout is None else begins + math.ceil(plan.timeout * 1000),
     )
     turn = Turn(RunDoc(origin=request.origin, head=head, state=request.state), plan, now)

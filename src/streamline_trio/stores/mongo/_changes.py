@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import bson
@@ -253,8 +254,8 @@ def _derived_changes(before: RunDoc, after: RunDoc) -> Pair:
     if after.records is before.records and _derives_the_same(before.head, after.head):
         return {}, {}
     old, new = derived_of_head(before), derived_of_head(after)
-    if after.records is not before.records:
-        with_labels = any(label_change(before, after))
+    with_labels = any(label_change(before, after))
+    if after.records is not before.records or with_labels:
         old |= derived_of_waits(before, with_labels=with_labels)
         new |= derived_of_waits(after, with_labels=with_labels)
     changed = {name: value for name, value in new.items() if old.get(name) != value}
@@ -265,7 +266,10 @@ def _derives_the_same(old: Head, new: Head) -> bool:
     """Whether nothing has changed that `derived_of_head` looks at, as in most commits."""
     if new.attention and old.lease != new.lease:
         return False
-    return (old.status, old.version, old.attention) == (new.status, new.version, new.attention)
+    return _told(old) == _told(new)
+
+
+_told = attrgetter("status", "version", "attention", "cancelled_by")
 
 
 class _Changes:
