@@ -36,6 +36,7 @@ SHAPES = {
     "claims": {"processes": {count: {"claims_per_s"} for count in ("1", "2", "4")}},
     "growth": {"us_per_step": {"10", "100", "1000"}, "bare_us_per_step": {"10", "100", "1000"}},
     "join": {"us_per_branch": {"20", "40"}},
+    "broadcast": {"us_per_run": {"10", "20"}, "emit_ms": {"10", "20"}},
     "composition": {
         "us_per_part": {kind: {"10", "100"} for kind in PARTS},
         "cpu_us_per_part": {kind: {"10", "100"} for kind in PARTS},
@@ -58,6 +59,7 @@ MONGODB = {
     "claims": {"processes": {count: {"claims_per_s"} for count in ("1", "2")}},
     "growth": {"us_per_step": {"10", "30"}, "bare_us_per_step": {"10", "30"}},
     "join": {"us_per_branch": {"5", "10"}},
+    "broadcast": {"us_per_run": {"3", "5"}, "emit_ms": {"3", "5"}},
     "composition": {
         "us_per_part": {kind: {"10", "30"} for kind in PARTS},
         "cpu_us_per_part": {kind: {"10", "30"} for kind in PARTS},
@@ -124,7 +126,7 @@ def test_all_of_them_run_on_a_store_that_was_named(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
     assert (told["benchmark"], told["store"]) == ("all", "memory:")
-    assert sorted(told["results"]) == ["composition", "growth", "join", "latency", "steps"]
+    assert sorted(told["results"]) == ["broadcast", "composition", "growth", "join", "latency", "steps"]
 
 
 @pytest.mark.parametrize(

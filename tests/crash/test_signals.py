@@ -18,7 +18,7 @@ from streamline_trio import (
     Trigger,
     Workflow,
 )
-from streamline_trio.testing import CrashAt, FailCall, LoseLeaseAt, parked, sweep
+from streamline_trio.testing import CrashAt, FailCall, LoseLeaseAt, Mishap, parked, sweep
 
 Ctx = StepContext[Any, Any]
 news = Signal("news", int)
@@ -123,7 +123,7 @@ def test_whatever_happens_each_happens_once(scenario, more, exclusive):
     async def scene(engine: Engine) -> None:
         assert await scenario(engine) == FINE | more
 
-    mishaps = [FailCall, CrashAt, LoseLeaseAt]
+    mishaps: list[type[Mishap]] = [FailCall, CrashAt, LoseLeaseAt]
     played = sweep(
         scene,
         *WORKFLOWS,

@@ -313,6 +313,23 @@ async def test_the_highest_version_that_a_worker_has_is_started():
 
 
 @in_virtual_time
+async def test_an_emitter_that_dies_before_it_has_told_a_worker():
+    """Proves that a broadcast counts as delivered only once the workers with the code can find it."""
+    store = MemoryStore(exclusive=False)
+    stalled = Stalled(store)
+    stalled.stalls = lambda name, args: (
+        name == "write" and any(isinstance(put, PutSide) and put.kind == "trigger:flow" for put in args[0])
+    )
+    async with open_engine(store, triggered()) as engine:
+        async with open_engine(stalled, worker=False) as client, trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: client.emit(created, {}, id="one"))
+            await trio.sleep(0.1)
+            await crash(client)
+        await trio.sleep(60)
+        assert await engine.count(status="done") == 1
+
+
+@in_virtual_time
 async def test_a_version_without_the_trigger_is_not_started():
     """Proves that the highest version decides, also that the signal is none of its business any more."""
     store = MemoryStore()
@@ -387,9 +404,11 @@ async def test_a_run_is_not_deleted_while_its_broadcast_may_be_repeated():
     await store.write([PutSide("broadcast", side.key, side.revision, encode_broadcast(unfinished), 0)])
     async with open_engine(store, worker=False) as client:
         assert await client.delete(status="done") == 0
-        async with open_engine(store, flow):
+        async with open_engine(store, flow) as engine:
+            errors: list[Any] = []
+            engine.on("engine.error", errors.append)
             await idle()
-            assert await client.count() == 1
+            assert (await client.count(), errors) == (1, [])
         assert await client.delete(status="done") == 1
 
 

@@ -263,9 +263,15 @@ class Engine:
         """Emit a signal, durably.
 
         With `run` it is kept until that run waits for it, in order of arrival (`InvalidState` if the run is
-        settled or has 1,000 signals that it has not taken). Without, it wakes the runs that wait for it now;
-        `match` selects among them by fields of the run. A signal with an `id` that was emitted before to the
-        same target (within 24 h) does nothing; without one each call is a signal of its own.
+        settled or has 1,000 signals that it has not taken), or cancels it if its workflow says so (`cancel_on`).
+
+        Without, it is a broadcast: it wakes the runs that wait for it now, cancels those that its workflow's
+        `cancel_on` matches, and starts a run of each workflow that it triggers. `match` selects among the runs by
+        fields of theirs. It returns when the first 1,000 are reached; the rest follow, whatever becomes of this
+        process. A run takes each broadcast at most once. What cannot be started is an `engine.error`.
+
+        A signal with an `id` that was emitted before to the same target (within 24 h) does nothing; without one
+        each call is a signal of its own.
         """
         target = run.id if isinstance(run, RunHandle) else run
         await emit(self._machinery, signal, payload, run=target, id=id, match=match)
