@@ -12,6 +12,8 @@ from streamline_trio import Engine, MemoryStore, RunHandle, Signal, SqliteStore,
 from streamline_trio._core.broadcasts import decode_broadcast
 from streamline_trio._core.store import PutSide
 from streamline_trio._runtime.delivery import PAGE, sweep_broadcasts
+from streamline_trio._runtime.emission import emit
+from streamline_trio._runtime.starting import StartOptions, start
 from streamline_trio.testing import WrappedStore, crash
 from tests.integration.test_writes import Counting
 from tests.scenarios.worlds import idle, in_virtual_time, one_step
@@ -235,3 +237,21 @@ async def test_a_broadcast_of_the_release_before_is_delivered():
     await store.write([PutSide("broadcast", "\nnews\none", None, msgspec.msgpack.encode(old), 0)])
     async with open_engine(store, listening()) as engine:
         assert await engine.run(handle.id).result() == 7
+
+
+@in_virtual_time
+async def test_no_page_leaves_the_tenant():
+    """Proves that every page of a broadcast is of the emission's tenant, and that those without one are another."""
+    async with open_engine("memory:", listening()) as engine:
+        machinery, flow = engine._machinery, engine._machinery.registry.resolve("flow")
+        for number in range(250):
+            options = StartOptions(run_id=f"run-{number:05d}", tenant="a" if number % 2 else None)
+            await start(machinery, flow, None, options)
+        await idle()
+        await emit(machinery, news, 1, run=None, id=None, match=None, tenant="a")
+        await idle()
+        done = (await engine.find(status="done", limit=250)).items
+        assert [run.tenant for run in done] == ["a"] * 125
+        await engine.emit(news, 2)
+        await idle()
+        assert await engine.count(status="done") == 250
