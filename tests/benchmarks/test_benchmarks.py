@@ -41,6 +41,7 @@ SHAPES = {
     "growth": {"us_per_step": {"10", "100", "1000"}, "bare_us_per_step": {"10", "100", "1000"}},
     "join": {"us_per_branch": {"20", "40"}},
     "starts": STARTS,
+    "broadcast": {"us_per_run": {"10", "20"}, "emit_ms": {"10", "20"}},
     "composition": {
         "us_per_part": {kind: {"10", "100"} for kind in PARTS},
         "cpu_us_per_part": {kind: {"10", "100"} for kind in PARTS},
@@ -65,6 +66,7 @@ MONGODB = {
     "growth": {"us_per_step": {"10", "30"}, "bare_us_per_step": {"10", "30"}},
     "join": {"us_per_branch": {"5", "10"}},
     "starts": STARTS,
+    "broadcast": {"us_per_run": {"3", "5"}, "emit_ms": {"3", "5"}},
     "composition": {
         "us_per_part": {kind: {"10", "30"} for kind in PARTS},
         "cpu_us_per_part": {kind: {"10", "30"} for kind in PARTS},
@@ -131,7 +133,8 @@ def test_all_of_them_run_on_a_store_that_was_named(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
     assert (told["benchmark"], told["store"]) == ("all", "memory:")
-    assert sorted(told["results"]) == ["composition", "fairness", "growth", "join", "latency", "steps"]
+    results = ["broadcast", "composition", "fairness", "growth", "join", "latency", "steps"]
+    assert sorted(told["results"]) == results
 
 
 @pytest.mark.parametrize(

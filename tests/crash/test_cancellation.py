@@ -386,7 +386,7 @@ async def test_a_broadcast_goes_out_although_its_emitter_is_cancelled():
             with trio.CancelScope() as scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(cancel_after, steps, scope)
-                    await engine.emit(note, 4)
+                    await engine.emit(note, 4, id="one")
             await trio.testing.wait_all_tasks_blocked()
             states = {(await handle.get()).status for handle in handles}
             assert states == ({"done"} if await store.sides("broadcast") else {"waiting"})

@@ -413,13 +413,13 @@ async def test_a_broadcast_whose_emitter_dies_is_delivered():
         async with open_engine(store, worker=False) as emitter:
             stored = trio.Event()
 
-            async def stall(*args: object) -> list[str]:
+            async def stall(*args: object) -> list[None]:
                 stored.set()
                 await trio.sleep_forever()
                 return []
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(store, "awaiting", stall)  # the emitter's process ends before it reaches anybody
+                patch.setattr(store, "load_many", stall)  # the emitter's process ends before it reaches anybody
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(partial(emitter.emit, tick, 8, id="orphan"))
                     await stored.wait()

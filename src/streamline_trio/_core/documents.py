@@ -326,7 +326,7 @@ class DebounceDoc(Doc, frozen=True, kw_only=True):
 class Origin(Doc, frozen=True, kw_only=True):
     """What a run was started with; never changes, but for the input while a draft is debounced.
 
-    `id` is the stored one, which contains the tenant.
+    `id` is the stored one, which contains the tenant. `emission` is the key of the broadcast that triggered it.
     """
 
     id: str
@@ -343,6 +343,7 @@ class Origin(Doc, frozen=True, kw_only=True):
     parent: Parent | None = None
     scheduled: Scheduled | None = None
     forked_from: ForkedFrom | None = None
+    emission: str = ""
 
 
 class Head(Doc, frozen=True, kw_only=True):
@@ -355,6 +356,7 @@ class Head(Doc, frozen=True, kw_only=True):
     commits, newest last. `errand_at` is when the first of the outbox falls to any worker, `errands` numbers them.
     `undo` are the steps that are still to be compensated, the one that is being compensated first; what a
     cancellation left undone stays there. `slot` is there if the workflow limits how many runs go on at a time.
+    `cancelled_by` are the signals that cancel it, by which it is found.
     """
 
     version: str
@@ -387,6 +389,7 @@ class Head(Doc, frozen=True, kw_only=True):
     errands: int = 0
     errand_at: int | None = None
     undo: tuple[str, ...] = ()
+    cancelled_by: tuple[str, ...] = ()
     commits: tuple[int, ...] = ()
     slot: SlotDoc | None = None
     throttle: ThrottleDoc | None = None
@@ -468,6 +471,12 @@ def open_tokens(run: RunDoc) -> tuple[str, ...]:
 def awaited_signals(run: RunDoc) -> tuple[str, ...]:
     """Names of the signals that open waits of this run wait for, each once."""
     return tuple({r.signal: None for r in run.records.values() if r.outcome is None and r.kind == "signal"})
+
+
+def heard_signals(run: RunDoc) -> tuple[str, ...]:
+    """Names of the signals whose broadcasts concern this run: it waits for them, or they cancel it."""
+    cancelling = run.head.cancelled_by if run.head.status not in _KEYLESS else ()
+    return tuple(dict.fromkeys((*awaited_signals(run), *cancelling)))
 
 
 def waiting_kinds(run: RunDoc) -> tuple[WaitKind, ...]:

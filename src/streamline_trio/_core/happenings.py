@@ -267,7 +267,8 @@ class Withdrawn(Happening, frozen=True, kw_only=True, gc=False):
 class SignalArrived(Happening, frozen=True, kw_only=True, gc=False):
     """A signal reaches the run. Addressed ones are kept until taken; broadcasts only answer open waits.
 
-    `remembered`: the id may come again, so it is kept for a day.
+    `remembered`: the id may come again, so it is kept for a day. Of a broadcast `at` is the instant: it cancels no
+    run that was started later.
     """
 
     signal: str
@@ -275,6 +276,7 @@ class SignalArrived(Happening, frozen=True, kw_only=True, gc=False):
     id: str
     addressed: bool = True
     remembered: bool = True
+    at: int | None = None
 
 
 class CancelAsked(Happening, frozen=True, kw_only=True, gc=False):

@@ -65,6 +65,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=T
         """How steps are undone, by id, for those that can be."""
         return {step.id: step.compensation for step in self.steps if step.compensation is not None}
 
+    @cached_property
+    def cancel_signals(self) -> tuple[str, ...]:
+        """Names of the signals that cancel runs of it, each once."""
+        return tuple(sorted({rule.signal for rule in self.cancel_on}))
+
     @property
     def first(self) -> str:
         """The id of the step that runs first."""

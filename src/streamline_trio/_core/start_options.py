@@ -62,7 +62,7 @@ class Debounce:
 
 @dataclass(frozen=True)
 class Trigger:
-    """An emitted `signal` starts a run, once per emission.
+    """A broadcast `signal` starts a run, once per emission in the whole cluster.
 
     Its input is the payload, or `input(payload)`. Its tenant is the emission's, or `tenant`: a text, or a function
     of the payload.

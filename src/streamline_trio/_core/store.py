@@ -291,9 +291,10 @@ class Store(Protocol):
         ...
 
     async def awaiting(self, signal: str, tenant: str | None, after: str, limit: int) -> list[str]:
-        """Ids of runs with an open wait for the signal in the tenant's scope, in id order after `after`.
+        """Ids of runs in the tenant's scope whose `heard_signals` has the signal, in id order after `after`.
 
-        `tenant` None is a scope of its own: the runs without a tenant.
+        They have an open wait for it, or have not settled and are cancelled by it. A page is short only if no more
+        follow. `tenant` None is a scope of its own: the runs without a tenant.
         """
         ...
 

@@ -1,10 +1,10 @@
 """What a worker looks after from time to time, on stores that other processes write.
 
-Every poll: has anybody committed something to runs we hold, has a lock been released? Every third of a lease: do
-the others still beat, has anybody left an errand undone? Every lease: are there leases nobody stands behind,
-broadcasts nobody delivers, slots given to runs that may not know it? Every minute: is there anything in the store
-that no run refers to, are there throttles that nothing has passed for a window? For broadcasts and the last two one
-worker is enough, and the first of those that live looks.
+Every poll: has anybody committed something to runs we hold, has a lock been released, is a workflow of ours
+triggered? Every third of a lease: do the others still beat, has anybody left an errand undone? Every lease: are
+there leases nobody stands behind, broadcasts nobody delivers, slots given to runs that may not know it? Every
+minute: is there anything in the store that no run refers to, are there throttles that nothing has passed for a
+window? For broadcasts and the last two one worker is enough, and the first of those that live looks.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import InvalidState, LeaseLost, RunNotFound, StoreUnavailable
 from streamline_trio._core.happenings import HandedBack
 from streamline_trio._core.store import Corrupt, Sweeper
-from streamline_trio._runtime.emission import sweep_broadcasts
+from streamline_trio._runtime.delivery import try_sweep
 from streamline_trio._runtime.errands import Errands
 from streamline_trio._runtime.machinery import Machinery
 from streamline_trio._runtime.throttles import sweep_throttles
+from streamline_trio._runtime.triggers import look_for_triggers_soon
 
 _ATTENTION_AT_ONCE = 500
 _OWN_AT_ONCE = 500
@@ -33,10 +34,10 @@ class Care:
         self._machinery = machinery
         self._errands = errands
         self._options = machinery.services.options
+        self._last_triggers = trio.current_time()
         self._last_look = trio.current_time()
         self._last_walk = trio.current_time()
         self._last_sweep = trio.current_time()
-        self._is_sweeping = False
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -57,6 +58,9 @@ class Care:
         await self._attend()
         if not machinery.is_worker:
             return
+        if now - self._last_triggers >= self._options.poll_interval / 2:
+            self._last_triggers = now
+            look_for_triggers_soon(machinery)
         if now - self._last_look >= self._options.lease / LOOKS_PER_LEASE:
             self._last_look = now
             walk = now - self._last_walk >= self._options.lease
@@ -86,19 +90,10 @@ class Care:
             services.logger.info("%d documents that no run refers to were removed", removed)
 
     def _sweep_broadcasts(self) -> None:
-        """By one worker, and in a task of its own, since thousands may wait for one; never by two at a time."""
+        """By one worker, and in a task of its own, since thousands may wait for one."""
         machinery = self._machinery
-        if not self._is_sweeping and machinery.observer.is_first():
-            self._is_sweeping = True
-            machinery.services.spawn(self._sweep_broadcasts_once)
-
-    async def _sweep_broadcasts_once(self) -> None:
-        try:
-            await sweep_broadcasts(self._machinery)
-        except StoreUnavailable as error:
-            self._machinery.services.logger.warning("broadcasts wait for the next round: %s", error)
-        finally:
-            self._is_sweeping = False
+        if machinery.observer.is_first():
+            machinery.services.spawn(lambda: try_sweep(machinery))
 
     async def _attend(self) -> None:
         """Show the drivers what others have committed to their runs."""

@@ -162,6 +162,11 @@ class GroupCommitter:
         while self._queue:
             self._queue.popleft().tell(Failed(has_closed()))
 
+    def require_open(self) -> None:
+        """Raise `InvalidState` if nothing is carried out any more."""
+        if self._closed:
+            raise has_closed()
+
     async def flushed(self) -> None:
         """Wait until nothing is queued or under way."""
         while self._queue or not self._idle.is_set():

@@ -1,7 +1,8 @@
-"""Emitting signals, durably: addressed to one run, or broadcast to all that wait.
+"""Emitting signals, durably: addressed to one run, or broadcast to all whom it concerns.
 
 An addressed signal is one commit on its run. A broadcast is a side document first (acknowledged once that is
-stored), then one commit per waiting run; whoever finds it unfinished goes on with it, and no run takes it twice.
+stored), then it is delivered: see `delivery`. One that concerns nobody, under an id that nobody else knows, is
+nothing at all, and nothing is stored of it.
 """
 
 from __future__ import annotations
@@ -13,25 +14,20 @@ import msgspec
 import trio
 
 from streamline_trio._core import payload
+from streamline_trio._core.broadcasts import BROADCASTS, BroadcastDoc, due_of, encode_broadcast
+from streamline_trio._core.broadcasts import delivered as as_delivered
 from streamline_trio._core.checking import is_mapping, is_text
-from streamline_trio._core.documents import RunDoc
-from streamline_trio._core.errors import (
-    InvalidState,
-    RunNotFound,
-    StoreUnavailable,
-    StreamlineError,
-    ValidationError,
-)
+from streamline_trio._core.errors import StoreUnavailable, ValidationError
 from streamline_trio._core.happenings import SignalArrived
 from streamline_trio._core.signals import Signal, signal_name
 from streamline_trio._core.store import Applied, Failed, PutSide, Refused, SideDoc
 from streamline_trio._runtime.committer import Outcome
+from streamline_trio._runtime.deliveries import baton
+from streamline_trio._runtime.delivery import PAGE, Delivery, sweep_soon
 from streamline_trio._runtime.machinery import Machinery
 from streamline_trio._runtime.tenancy import Place, scope_of
+from streamline_trio._runtime.triggers import triggered_by
 
-BROADCASTS = "broadcast"
-KEPT = 24 * 60 * 60 * 1000
-_AT_ONCE = 100
 _MAX_ID = 200
 _MATCHED = {
     "tags",
@@ -47,22 +43,6 @@ _MATCHED = {
 }
 
 
-class BroadcastDoc(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A broadcast: what was emitted, and whether it has reached everybody who waited."""
-
-    signal: str
-    payload: bytes
-    id: str
-    at: int
-    tenant: str | None = None
-    match: dict[str, Any] = {}
-    done: bool = False
-
-
-_decode = msgspec.msgpack.Decoder(BroadcastDoc).decode
-_encode = msgspec.msgpack.encode
-
-
 async def emit(
     machinery: Machinery,
     signal: Signal[Any] | str,
@@ -73,31 +53,25 @@ async def emit(
     match: Mapping[str, Any] | None,
     tenant: str | None,
 ) -> None:
-    """Store the signal where it is to go, and see that those who wait get it: of this tenant, or without any."""
+    """Store the signal where it is to go, and see that those whom it concerns get it, in the tenant's scope."""
     name = signal_name(signal)
     type_ = Any if isinstance(signal, str) else signal.type
     stored = payload.convert_input(value, type_, what=f"the payload of signal {name!r}")
     if id is not None and not is_text(id, _MAX_ID):
         raise ValidationError(f"a signal's id has 1 to {_MAX_ID} characters, not {id!r}")
-    given = id is not None
+    minted = id is None
     id = machinery.services.chance.signal_id() if id is None else id
     if run is not None:
         if match is not None:
             raise ValidationError("match selects among the runs that wait: it does not go with run=")
-        arrived = SignalArrived(signal=name, payload=stored, id=id, remembered=given)
+        arrived = SignalArrived(signal=name, payload=stored, id=id, remembered=not minted)
         await run.do(lambda key: machinery.act(key, arrived))
         return
-    await _broadcast(
-        machinery,
-        BroadcastDoc(
-            signal=name,
-            payload=stored,
-            id=id,
-            at=machinery.services.clock.now(),
-            tenant=tenant,
-            match=_checked(match),
-        ),
+    now = machinery.services.clock.now()
+    doc = BroadcastDoc(
+        signal=name, payload=stored, id=id, at=now, tenant=tenant, match=_checked(match), minted=minted
     )
+    await _broadcast(machinery, doc)
 
 
 async def emit_from_run(
@@ -121,119 +95,41 @@ def _checked(match: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 async def _broadcast(machinery: Machinery, doc: BroadcastDoc) -> None:
-    """Returns once it is stored and has reached everybody who waited, as far as they could be reached.
+    """Returns once it is stored and has reached all, or the first many, as far as they could be reached.
 
-    The delivery is the engine's, not the emitter's, who may be cancelled. On a store that nobody else can write
-    it is due at once: whoever opens it after a crash goes on with it.
+    The delivery is the engine's, not the emitter's, who may be cancelled. Whom it concerns is read before it is
+    stored: those who listen by then get it, and a workflow that is published later is not started for it.
     """
     services = machinery.services
-    stored_doc, name = _encode(doc), doc.signal
-    key = f"{doc.tenant or ''}\n{name}\n{doc.id}"
-    left_to_others_at = doc.at if services.store.exclusive else doc.at + int(services.options.lease * 1000)
+    services.committer.require_open()
+    triggered = await triggered_by(services, doc.signal)
+    first = await services.read(lambda: services.store.awaiting(doc.signal, doc.tenant, "", PAGE))
+    if not first and not triggered:
+        if doc.minted:
+            return
+        doc = as_delivered(doc)
+    doc = msgspec.structs.replace(doc, triggered=triggered)
+    due_at = due_of(doc, doc.at) if doc.done else baton(services, doc)
     outcomes: list[Outcome] = []
-    finished = trio.Event()
-
-    async def deliver(*, new: bool) -> None:
-        try:
-            if new:
-                await _deliver(machinery, SideDoc(BROADCASTS, key, 1, stored_doc, left_to_others_at))
-            if services.store.exclusive:
-                await sweep_broadcasts(machinery)
-        except StoreUnavailable as error:
-            services.logger.warning("signal %s is stored and goes out later: %s", name, error)
-        finally:
-            finished.set()
+    told = trio.Event()
+    delivery: Delivery | None = None
 
     def tell(outcome: Outcome) -> None:
+        nonlocal delivery
         outcomes.append(outcome)
+        if isinstance(outcome, Applied) and not doc.done:
+            side = SideDoc(BROADCASTS, doc.key, 1, encode_broadcast(doc), due_at)
+            delivery = Delivery(machinery, side, first)
+            services.spawn(delivery.run)
         if isinstance(outcome, Applied | Refused):
-            services.spawn(lambda: deliver(new=isinstance(outcome, Applied)))
-        else:
-            finished.set()
+            sweep_soon(machinery, at_once=isinstance(outcome, Refused))
+        told.set()
 
-    services.committer.post(PutSide(BROADCASTS, key, None, stored_doc, left_to_others_at), tell)
-    await finished.wait()
+    services.committer.post(PutSide(BROADCASTS, doc.key, None, encode_broadcast(doc), due_at), tell)
+    await told.wait()
     if isinstance(outcomes[0], StoreUnavailable):
-        raise StoreUnavailable(f"signal {name!r} may or may not have been emitted") from outcomes[0]
+        raise StoreUnavailable(f"signal {doc.signal!r} may or may not have been emitted") from outcomes[0]
     if isinstance(outcomes[0], Failed):
         raise outcomes[0].error
-
-
-async def _deliver(machinery: Machinery, side: SideDoc) -> None:
-    """To everybody who waits now; then it is only kept to know its id again.
-
-    With runs that could not be reached it stays unfinished, and is gone on with when it falls due.
-    """
-    doc, services = _decode(side.body), machinery.services
-    after = ""
-    unreached: list[str] = []
-    while True:
-        page = await services.read(
-            lambda after=after: services.store.awaiting(doc.signal, doc.tenant, after, _AT_ONCE)  # type: ignore[misc]  # a lambda with a default
-        )
-        if not page:
-            break
-        async with trio.open_nursery() as nursery:
-            for run_id in page:
-                nursery.start_soon(_deliver_to, machinery, run_id, doc, unreached)
-        after = page[-1]
-    if unreached:
-        return
-    done = _encode(msgspec.structs.replace(doc, done=True))
-    await services.committer.submit(PutSide(BROADCASTS, side.key, side.revision, done, doc.at + KEPT))
-
-
-async def _deliver_to(machinery: Machinery, run_id: str, doc: BroadcastDoc, unreached: list[str]) -> None:
-    try:
-        if doc.match and not _matches(await machinery.load(run_id), doc.match):
-            return
-        await machinery.act(
-            run_id, SignalArrived(signal=doc.signal, payload=doc.payload, id=doc.id, addressed=False)
-        )
-    except (RunNotFound, InvalidState):
-        return
-    except StoreUnavailable:
-        unreached.append(run_id)
-    except StreamlineError as error:
-        machinery.services.report(f"signal {doc.signal!r} does not fit run {run_id}", error)
-
-
-def _matches(run: RunDoc, match: dict[str, Any]) -> bool:
-    """All fields equal; of `tags` and `meta` what is asked for must be there."""
-    return all(_has(run, field, value) for field, value in match.items())
-
-
-def _has(run: RunDoc, field: str, value: Any) -> bool:
-    if field == "tags":
-        return set(value) <= set(run.origin.tags)
-    if field == "meta":
-        stored = run.origin.meta
-        meta: dict[str, Any] = {} if stored is None else msgspec.msgpack.decode(stored)
-        return all(key in meta and meta[key] == wanted for key, wanted in value.items())
-    return bool(_field(run, field) == value)
-
-
-def _field(run: RunDoc, field: str) -> object:
-    if field == "id":
-        return run.public_id
-    return getattr(run.origin if hasattr(run.origin, field) else run.head, field)
-
-
-async def sweep_broadcasts(machinery: Machinery) -> None:
-    """Go on with broadcasts whose emitter is gone; drop those that nobody can repeat any more."""
-    services = machinery.services
-    now, after = services.clock.now(), ""
-    while True:
-        page = await services.store.sides(BROADCASTS, after=after, due_before=now, limit=_AT_ONCE)
-        if not page:
-            return
-        for side in page:
-            if _decode(side.body).done:
-                services.committer.post(PutSide(BROADCASTS, side.key, side.revision, None), _forget)
-            else:
-                await _deliver(machinery, side)
-        after = page[-1].key
-
-
-def _forget(_outcome: Outcome) -> None:
-    """What could not be dropped is dropped by the next sweep."""
+    if delivery is not None:
+        await delivery.enough.wait()

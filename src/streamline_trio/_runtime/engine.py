@@ -264,10 +264,16 @@ class Engine(BulkVerbs):
         """Emit a signal, durably.
 
         With `run` it is kept until that run waits for it, in order of arrival (`InvalidState` if the run is
-        settled or has 1,000 signals that it has not taken). Without, it wakes the runs that wait for it now: those
-        of the tenant, or if none is given those that belong to none; `match` selects among them by fields of the
-        run. A signal with an `id` that was emitted before to the same target (within 24 h) does nothing; without
-        one each call is a signal of its own.
+        settled or has 1,000 signals that it has not taken), or cancels it if its workflow says so (`cancel_on`).
+
+        Without, it is a broadcast to the runs of the tenant, or if none is given to those that belong to none: it
+        wakes those that wait for it now, cancels those that their workflow's `cancel_on` matches, and starts a run
+        of each workflow that it triggers. `match` selects among the runs by fields of theirs. It returns when the
+        first 1,000 are reached; the rest follow, whatever becomes of this process. A run takes each broadcast at
+        most once. What cannot be started is an `engine.error`.
+
+        A signal with an `id` that was emitted before to the same target (within 24 h) does nothing; without one
+        each call is a signal of its own.
         """
         if run is None:
             scope, place = self._scope.demanded(tenant), None

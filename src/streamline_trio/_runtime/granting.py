@@ -100,6 +100,8 @@ def _reserve(machinery: Machinery, run: RunDoc) -> Workflow[object, object] | No
         return None
     if run.origin.parent is not None or run.head.paused or workflow.plan.throttle is not None:
         return None
+    if machinery.claimer.is_behind:
+        return None  # it stands in line
     return workflow if machinery.crew.try_reserve(run.id) else None
 
 

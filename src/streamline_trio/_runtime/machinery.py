@@ -27,6 +27,7 @@ from streamline_trio._runtime.claimer import Claimer
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.crew import Crew
 from streamline_trio._runtime.debounces import Debounces
+from streamline_trio._runtime.deliveries import Deliveries
 from streamline_trio._runtime.migrator import Migrator
 from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.registry import Registry
@@ -60,6 +61,7 @@ class Machinery:
     crash: Callable[[], Awaitable[None]]
     take_up: Callable[[str, TakenUp, RunDoc | None], Awaitable[RunDoc]]
     slots: Slots = field(init=False)
+    deliveries: Deliveries = field(default_factory=Deliveries)
 
     async def load(self, run_id: str) -> RunDoc:
         """The run as it is stored now; `RunNotFound`."""

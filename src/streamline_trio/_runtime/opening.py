@@ -14,6 +14,7 @@ import trio
 from streamline_trio._core.checking import is_a, is_whole
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.due import NOW
 from streamline_trio._core.durations import seconds_of
 from streamline_trio._core.errors import StoreUnavailable, ValidationError, leaves_of
 from streamline_trio._core.events import SchedulerCircuitOpen
@@ -29,7 +30,8 @@ from streamline_trio._runtime.clock import Chance, Clock, WallClock, virtual_clo
 from streamline_trio._runtime.committer import GroupCommitter
 from streamline_trio._runtime.crew import Crew
 from streamline_trio._runtime.debounces import Debounces
-from streamline_trio._runtime.emission import emit_from_run, sweep_broadcasts
+from streamline_trio._runtime.delivery import sweep_later, try_sweep
+from streamline_trio._runtime.emission import emit_from_run
 from streamline_trio._runtime.engine import Engine
 from streamline_trio._runtime.errands import Errands
 from streamline_trio._runtime.expiry import Expiry
@@ -43,6 +45,7 @@ from streamline_trio._runtime.services import Options, Services
 from streamline_trio._runtime.slots import Slots
 from streamline_trio._runtime.store_urls import store_from
 from streamline_trio._runtime.tenancy import TENANCIES, Scope, Tenancy
+from streamline_trio._runtime.triggers import look_for_triggers_soon
 from streamline_trio._runtime.watcher import Watcher
 from streamline_trio._runtime.worker import Worker
 
@@ -266,7 +269,6 @@ class _Life:
             if self._is_worker:
                 await machinery.worker.enlist()
                 await machinery.observer.look(holders=True)
-                await sweep_broadcasts(machinery)
                 await self._look_for_errands()
             # An opener that is cancelled by now would never come to `leave`.
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -293,7 +295,14 @@ class _Life:
             nursery.start_soon(self._claim, machinery)
             self._expiry = Expiry(machinery, self._ages)
             nursery.start_soon(self._expiry.run)
+            nursery.start_soon(self._go_on_with_broadcasts, machinery)
         nursery.start_soon(trio.sleep_forever)
+
+    async def _go_on_with_broadcasts(self, machinery: Machinery) -> None:
+        """Those that were left behind."""
+        look_for_triggers_soon(machinery)
+        if not await try_sweep(machinery) and self._store.exclusive:
+            await sweep_later(machinery)
 
     async def _claim(self, machinery: Machinery) -> None:
         with self._claiming:
@@ -310,9 +319,7 @@ class _Life:
         if machinery is None or self._is_ending(machinery):
             return
         if hint.due_at is not None:
-            machinery.claimer.notify(hint.due_at)
-            if machinery.migrator is not None:
-                machinery.migrator.notify()
+            self._fell_due(machinery, hint.run_id, hint.due_at)
         if hint.settled:
             self._settled(machinery, hint.run_id)
         if hint == _SOMETHING:
@@ -331,6 +338,13 @@ class _Life:
             machinery.watcher.hinted(run_id)
         if self._store.exclusive and self._expiry is not None:
             self._expiry.settled()
+
+    def _fell_due(self, machinery: Machinery, run_id: str, due_at: int) -> None:
+        machinery.claimer.notify(due_at)
+        if machinery.migrator is not None:
+            machinery.migrator.notify()
+        if not run_id and due_at == NOW:
+            look_for_triggers_soon(machinery)
 
     def _stir(self) -> None:
         """Others wrote: let all who look from time to time look now, but not all the time."""
@@ -360,6 +374,7 @@ class _Life:
                 machinery.claimer.wake()
             if self._store.exclusive:
                 await self._look_for_errands()
+                await self._go_on_with_broadcasts(machinery)
             if machinery.migrator is not None:
                 machinery.migrator.wake()
         except StoreUnavailable as error:
@@ -386,6 +401,7 @@ class _Life:
                     await self._drain(machinery)
                     until = trio.current_time() + _LAST_WRITES
                     with trio.CancelScope(deadline=until):  # no run is held any more, only a beat may be on its way
+                        await machinery.deliveries.leave()
                         await self._finish_errands()
                         await machinery.services.committer.flushed()
                     await machinery.worker.discharge(until)

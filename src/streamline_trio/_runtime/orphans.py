@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from streamline_trio._core.broadcasts import BROADCASTS, decode_broadcast, is_pending
 from streamline_trio._core.documents import Parent, RunDoc
 from streamline_trio._core.errors import DataCorruption
 from streamline_trio._core.status import SETTLED
@@ -36,7 +37,17 @@ async def deletable(services: Services, runs: Sequence[RunDoc]) -> list[RunDoc]:
     """Those of which nobody needs anything any more."""
     done = [run for run in runs if run.head.errand_at is None]
     parents = await _parents(services, [run.origin.parent for run in done if run.origin.parent is not None])
-    return [run for run in done if not _is_needed(run.origin.parent, parents)]
+    unwanted = [run for run in done if not _is_needed(run.origin.parent, parents)]
+    return [run for run in unwanted if not await _may_be_repeated(services, run)]
+
+
+async def _may_be_repeated(services: Services, run: RunDoc) -> bool:
+    """Whether the broadcast that started it is not done: who goes on with that must find the run."""
+    key = run.origin.emission
+    if not key:
+        return False
+    side = await services.read(lambda: services.store.side(BROADCASTS, key))
+    return side is not None and is_pending(decode_broadcast(side.body), run.origin.workflow)
 
 
 async def with_active_parents(services: Services, runs: Iterable[RunDoc]) -> set[str]:

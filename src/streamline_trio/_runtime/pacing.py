@@ -82,7 +82,7 @@ async def _enter(machinery: Machinery, run: RunDoc, workflow: Workflow[Any, Any]
     """
     services, crew, run_id = machinery.services, machinery.crew, run.origin.id
     worker = machinery.worker.id if machinery.is_worker else None
-    reserved = worker is not None and crew.try_reserve(run_id)
+    reserved = worker is not None and not machinery.claimer.is_behind and crew.try_reserve(run_id)
     told = trio.Event()
     posted = False
     try:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
+from streamline_trio._core.broadcasts import LISTENERS, listener_key
 from streamline_trio._core.checking import is_a
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import DefinitionError, WorkflowNotFound
+from streamline_trio._core.payload import NULL
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.store import PutSide, Route, SideDoc, Store
 from streamline_trio._core.versions import version_key
@@ -28,6 +30,9 @@ class Registry:
         self._plans: dict[tuple[str, str, str], Plan] = {}
         for workflow in workflows:
             self._add(workflow)
+        self._triggered = tuple(
+            dict.fromkeys(known.id for known in self._workflows.values() if known.rules.triggers)
+        )
         self.routes: tuple[Route, ...] = tuple(Route(workflow, version) for workflow, version in self._workflows)
 
     def _add(self, workflow: Workflow[Any, Any]) -> None:
@@ -52,10 +57,20 @@ class Registry:
             if known is workflow:
                 return workflow
             raise WorkflowNotFound(f"this engine was not given workflow {workflow.id!r} {workflow.version}")
-        found = [known for (id_, _), known in self._workflows.items() if id_ == workflow]
-        if not found:
+        found = self.highest(workflow)
+        if found is None:
             raise WorkflowNotFound(f"this engine has no workflow {workflow!r}", workflow=workflow)
-        return max(found, key=lambda known: version_key(known.version))
+        return found
+
+    @property
+    def triggered(self) -> tuple[str, ...]:
+        """Ids of the workflows of which a version that the engine has is started by signals."""
+        return self._triggered
+
+    def highest(self, workflow: str) -> Workflow[Any, Any] | None:
+        """The highest version that the engine has of a workflow, if it has any."""
+        found = [known for (id_, _), known in self._workflows.items() if id_ == workflow]
+        return max(found, key=lambda known: version_key(known.version), default=None)
 
     @property
     def migrating(self) -> dict[str, Workflow[Any, Any]]:
@@ -72,7 +87,8 @@ class Registry:
 
     async def publish(self, store: Store) -> None:
         """Store each definition once, for processes that do not have its code."""
-        await self._publish(store, [workflow.plan for workflow in self._workflows.values()])
+        plans = [workflow.plan for workflow in self._workflows.values()]
+        await self._publish(store, plans, listeners=[listener for plan in plans for listener in _listeners(plan)])
 
     async def take_foreign(self, workflow: Workflow[Any, Any], store: Store) -> None:
         """Seal a workflow that is not ours and store its definition, once, so that runs of it can be started."""
@@ -82,12 +98,15 @@ class Registry:
             await self._publish(store, [plan])
             self._plans[key] = plan
 
-    async def _publish(self, store: Store, plans: Iterable[Plan]) -> None:
+    async def _publish(self, store: Store, plans: Iterable[Plan], *, listeners: Sequence[PutSide] = ()) -> None:
         writes = [
-            PutSide(DEFINITIONS, _key(plan.workflow, plan.version, plan.fingerprint), None, _encode(plan))
-            for plan in plans
+            *listeners,
+            *(
+                PutSide(DEFINITIONS, _key(plan.workflow, plan.version, plan.fingerprint), None, _encode(plan))
+                for plan in plans
+            ),
         ]
-        missing = [write for write in writes if await store.side(DEFINITIONS, write.key) is None]
+        missing = [write for write in writes if await store.side(write.kind, write.key) is None]
         if missing:
             await store.write(missing)
 
@@ -126,6 +145,12 @@ async def stored_plans(store: Store, workflow: str) -> list[Plan]:
         plans += [_decode_plan(side.body) for side in mine]
         if not page or len(mine) < len(page):
             return plans
+
+
+def _listeners(plan: Plan) -> list[PutSide]:
+    """What a broadcast finds the plan by."""
+    keys = (listener_key(signal, plan.workflow, plan.version) for signal in plan.triggered_by)
+    return [PutSide(LISTENERS, key, None, NULL) for key in keys]
 
 
 def _key(workflow: str, version: str, fingerprint: str) -> str:

@@ -41,6 +41,7 @@ class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
     meta: Mapping[str, Any] | None = None
     run_id: str | None = None
     tenant: str | None = None
+    emission: str = ""
 
 
 async def start(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, options: StartOptions) -> str:
@@ -71,6 +72,7 @@ def _request(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, opt
         meta=None if not options.meta else payload.encode(dict(options.meta), what="meta"),
         idempotency_key=options.idempotency_key,
         scheduled=asked,
+        emission=options.emission,
     )
     start_at = asked.at if asked is not None and asked.at > now else None
     is_later = start_at is not None or workflow.rules.debounce is not None

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeGuard
 
 import msgspec
 
-from streamline_trio._core.documents import Origin, Record, RunDoc, active_key, awaited_signals, open_tokens
+from streamline_trio._core.documents import Origin, Record, RunDoc, active_key, heard_signals, open_tokens
 from streamline_trio._core.errors import ValidationError
 from streamline_trio._core.status import is_settled
 from streamline_trio._core.store import Hint, Insert, PutSide, Touched, Update, Write
@@ -69,8 +69,8 @@ def _tokens_of(run: RunDoc, keys: Iterable[str]) -> tuple[UniqueKey, ...]:
 
 
 def awaited(run: RunDoc) -> frozenset[str]:
-    """Names of the signals the run waits for."""
-    return frozenset(awaited_signals(run)) if run.records else frozenset()
+    """Names of the signals the run waits for, or is cancelled by."""
+    return frozenset(heard_signals(run)) if run.records or run.head.cancelled_by else frozenset()
 
 
 def meta_values(meta: bytes | None) -> dict[str, bytes]:
@@ -170,16 +170,23 @@ def label_change(
 def awaited_change(
     before: RunDoc, after: RunDoc, touched: Touched | None = None
 ) -> tuple[frozenset[str], frozenset[str]]:
-    """The signals that an update begins and ceases to wait for; `touched` is that of the update."""
-    if before.records is after.records:
+    """The signals that an update begins and ceases to listen to; `touched` is that of the update."""
+    same_cancelling = _cancelling(before) == _cancelling(after)
+    if before.records is after.records and same_cancelling:
         return _NO_SIGNALS
-    if touched is not None:
+    if touched is not None and same_cancelling:
         return _awaited_among(before, after, touched.get("records", ()))
     old, new = awaited(before), awaited(after)
     return new - old, old - new
 
 
 _NO_SIGNALS: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
+
+
+def _cancelling(run: RunDoc) -> tuple[str, ...]:
+    """The signals that cancel the run, as long as it has not settled."""
+    cancelling = run.head.cancelled_by
+    return cancelling if cancelling and not is_settled(run.head.status) else ()
 
 
 def _awaited_among(before: RunDoc, after: RunDoc, keys: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
@@ -197,7 +204,9 @@ def _listens(record: Record | None) -> TypeGuard[Record]:
 
 
 def _is_awaited(run: RunDoc, signal: str) -> bool:
-    return any(record.signal == signal and _listens(record) for record in run.records.values())
+    return signal in _cancelling(run) or any(
+        record.signal == signal and _listens(record) for record in run.records.values()
+    )
 
 
 def tag_label(tag: str) -> bytes:

@@ -34,7 +34,7 @@ from streamline_trio.stores._derived import (
     same_origin,
     unique_keys,
 )
-from streamline_trio.stores._memory_index import DueQueue, ErrandQueue, Groups, SlotQueues
+from streamline_trio.stores._memory_index import DueQueue, ErrandQueue, Groups, SideIndex, SlotQueues
 from streamline_trio.stores._memory_turns import TurnQueue
 
 _APPLIED = Applied()
@@ -62,6 +62,7 @@ class Content:
         self.namesakes = Groups()
         self.rows: dict[str, dict[RowKind, tuple[bytes, ...]]] = {}
         self.sides: dict[tuple[str, str], SideDoc] = {}
+        self.side_index = SideIndex()
 
     def apply(self, write: Write) -> Verdict:
         """Apply one write, or say why not."""
@@ -151,11 +152,13 @@ class Content:
         stored = self.sides.get(name)
         if (None if stored is None else stored.revision) != write.expected:
             return _REFUSED
+        made: SideDoc | None = None
         if write.body is None:
             self.sides.pop(name, None)
         else:
             revision = write.first if stored is None else stored.revision + 1
-            self.sides[name] = SideDoc(write.kind, write.key, revision, write.body, write.due_at)
+            made = self.sides[name] = SideDoc(write.kind, write.key, revision, write.body, write.due_at)
+        self.side_index.put(stored, made)
         return _APPLIED
 
     def _append_rows(self, write: AppendRows) -> Verdict:

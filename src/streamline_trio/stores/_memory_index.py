@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any
 
 from streamline_trio._core.documents import RunDoc, queued_in
-from streamline_trio._core.store import Route
+from streamline_trio._core.store import Route, SideDoc
 from streamline_trio.stores._turns import skipped
 
 Entry = tuple[int, str]
@@ -117,6 +117,36 @@ class SlotQueues:
     def count(self, bucket: str) -> int:
         """How many wait."""
         return len(self._buckets.get(bucket, ()))
+
+
+class SideIndex:
+    """Side documents of each kind: their keys in order, and (due_at, key) of those with a due time."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, list[str]] = {}
+        self._due: dict[str, list[Entry]] = {}
+
+    def put(self, before: SideDoc | None, after: SideDoc | None) -> None:
+        """A document was written in place of another; None stands for none."""
+        if before is not None and before.due_at is not None:
+            _remove(self._due[before.kind], (before.due_at, before.key))
+        if before is not None and after is None:
+            _remove(self._keys[before.kind], before.key)
+        if after is not None and before is None:
+            insort(self._keys.setdefault(after.kind, []), after.key)
+        if after is not None and after.due_at is not None:
+            insort(self._due.setdefault(after.kind, []), (after.due_at, after.key))
+
+    def after(self, kind: str, key: str, limit: int) -> list[str]:
+        """Keys that come after this one, in order."""
+        keys = self._keys.get(kind, [])
+        start = bisect_right(keys, key)
+        return keys[start : start + limit]
+
+    def due(self, kind: str, now: int, key: str, limit: int) -> list[str]:
+        """Keys after this one of those that are due, in order."""
+        queue = self._due.get(kind, [])
+        return sorted(found for _, found in queue[: _due(queue, now)] if found > key)[:limit]
 
 
 class Groups:

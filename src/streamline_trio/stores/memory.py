@@ -194,10 +194,10 @@ class MemoryStore:
     ) -> list[SideDoc]:
         """Side documents of a kind in key order after `after`; with `due_before` those due until then."""
         await trio.lowlevel.checkpoint()
-        found = [doc for doc in self._content.sides.values() if doc.kind == kind and doc.key > after]
-        if due_before is not None:
-            found = [doc for doc in found if doc.due_at is not None and doc.due_at <= due_before]
-        return sorted(found, key=lambda doc: doc.key)[:limit]
+        index = self._content.side_index
+        if due_before is None:
+            return [self._content.sides[kind, key] for key in index.after(kind, after, limit)]
+        return [self._content.sides[kind, key] for key in index.due(kind, due_before, after, limit)]
 
     async def hold_worker(self, worker: str) -> None:
         """Take the lock of this worker id; the end of this trio run releases it."""

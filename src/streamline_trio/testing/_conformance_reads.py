@@ -389,6 +389,26 @@ async def namesakes_are_found(subject: Subject) -> None:
 
 
 @check(None)
+async def runs_that_a_signal_cancels_are_found(subject: Subject) -> None:
+    """With those that wait for it, and as long as they have not settled; also if what cancels them changes."""
+    async with opened(subject) as store:
+        both = {"records": {"k": record("signal", signal="s")}, "cancelled_by": ("s", "z")}
+        a, b = sample("a", cancelled_by=("s",)), sample("b", status="draft", cancelled_by=("s",))
+        c = sample("c", **both)
+        await put(store, a, b, c, sample("d", status="failed", cancelled_by=("s",)))
+        await put(store, sample("e", tenant="t", cancelled_by=("s",)))
+        expect(await store.awaiting("s", None, "", 9), ["a", "b", "c"], "of a signal")
+        expect(await store.awaiting("s", "t", "", 9), ["e"], "of a tenant")
+        settled, other = after(a, status="cancelled"), after(b, cancelled_by=("y",))
+        await must(store, Update(a, settled), Update(b, other), moved(c, records={}))
+        expect(await store.awaiting("s", None, "", 9), ["c"], "after one settled and one changed")
+        expect(await store.awaiting("y", None, "", 9), ["b"], "of the signal it changed to")
+        await must(store, moved(settled, status="running"), moved(other, cancelled_by=()))
+        expect(await store.awaiting("s", None, "", 9), ["a", "c"], "taken up again")
+        expect(await store.awaiting("y", None, "", 9), [], "cancelled by nothing any more")
+
+
+@check(None)
 async def the_tally_counts(subject: Subject) -> None:
     """Counts by status with each status present, and what is due in all and by route."""
     async with opened(subject) as store:

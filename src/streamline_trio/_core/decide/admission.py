@@ -44,6 +44,7 @@ def admit(request: StartRequest, plan: Plan, now: int, worker: str | None = None
         revision=0,
         start_at=start_at,
         slot=request.slot,
+        cancelled_by=plan.cancel_signals,
         deadline=None if plan.timeout is None else begins + math.ceil(plan.timeout * 1000),
         throttle=_throttle(request, plan, now),
         debounce=debounce,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hmac
 
-from streamline_trio._core.decide.matching import check_shape, open_for
+from streamline_trio._core.decide.matching import cancels, check_shape, open_for
+from streamline_trio._core.decide.steering import cancel_asked
 from streamline_trio._core.decide.turn import Turn
 from streamline_trio._core.documents import Message, Outcome, Record
 from streamline_trio._core.errors import TokenInvalid, ValidationError
-from streamline_trio._core.happenings import Answered, SignalArrived, Withdrawn
+from streamline_trio._core.happenings import Answered, CancelAsked, SignalArrived, Withdrawn
 from streamline_trio._core.payload import NULL
 from streamline_trio._core.status import ACTIVE
 
@@ -48,7 +49,10 @@ def withdrawn(turn: Turn, happening: Withdrawn) -> None:
 
 
 def signal_arrived(turn: Turn, happening: SignalArrived) -> bool:
-    """Answer the wait for it, or keep it (addressed only). False: it was here before, or nobody waits."""
+    """Answer the wait for it, or keep it (addressed only), or cancel the run if it says so.
+
+    False: it was here before, or is none of its business.
+    """
     seen = f"{'run' if happening.addressed else 'all'}\n{happening.signal}\n{happening.id}"
     if seen in turn.seen:
         return False
@@ -56,6 +60,8 @@ def signal_arrived(turn: Turn, happening: SignalArrived) -> bool:
         if not happening.addressed:
             return False
         raise turn.invalid("signal", "it is settled", *sorted(ACTIVE))
+    if cancels(turn, happening):
+        return _cancel(turn, happening, seen)
     key = open_for(turn, happening.signal, happening.payload)
     if key is not None:
         record = turn.records[key]
@@ -68,6 +74,15 @@ def signal_arrived(turn: Turn, happening: SignalArrived) -> bool:
     if happening.remembered:
         _remember(turn, seen)
     return True
+
+
+def _cancel(turn: Turn, happening: SignalArrived, seen: str) -> bool:
+    """The signal is neither kept nor an answer: what it says is that nobody wants the run any more."""
+    changed = cancel_asked(turn, CancelAsked(reason=f"signal {happening.signal}"))
+    if happening.remembered and (changed or happening.addressed):
+        _remember(turn, seen)  # also if it is being cancelled already: repeated later, it must not find it settled
+        changed = True
+    return changed
 
 
 def _keep(turn: Turn, happening: SignalArrived) -> None:

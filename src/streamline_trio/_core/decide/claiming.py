@@ -144,7 +144,7 @@ def _take(turn: Turn, worker: str) -> None:
     turn.lease = Lease(worker=worker, fence=turn.head.fence + 1)
     turn.change(fence=turn.head.fence + 1, attention=False, ready_at=None)
     if turn.changed("fingerprint") != turn.plan.fingerprint:
-        turn.change(fingerprint=turn.plan.fingerprint)
+        turn.change(fingerprint=turn.plan.fingerprint, cancelled_by=turn.plan.cancel_signals)
 
 
 def _start(turn: Turn, worker: str) -> None:

@@ -47,6 +47,7 @@ def fork(run: RunDoc, request: ForkRequest, plan: Plan, now: int) -> Decision:
         revision=0,
         deadline=None if plan.timeout is None else now + math.ceil(plan.timeout * 1000),
         current_step=request.from_step,
+        cancelled_by=plan.cancel_signals,
         finished=0 if last is None else last[0],
         output_step=None if last is None else last[1],
         slot=request.slot,
@@ -60,6 +61,7 @@ def fork(run: RunDoc, request: ForkRequest, plan: Plan, now: int) -> Decision:
         idempotency_key=None,
         parent=None,
         scheduled=None,
+        emission="",
         forked_from=ForkedFrom(run=run.origin.id, step=request.from_step),
     )
     first = RunDoc(

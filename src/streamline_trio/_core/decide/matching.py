@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from streamline_trio._core.checking import is_a
 from streamline_trio._core.decide.turn import Turn
-from streamline_trio._core.documents import Record
+from streamline_trio._core.documents import Record, unique_key
 from streamline_trio._core.errors import ValidationError
+from streamline_trio._core.happenings import SignalArrived
 from streamline_trio._core.shapes import check
 
 _decode = msgspec.msgpack.decode
@@ -24,6 +26,33 @@ def fits(record: Record, payload: bytes) -> bool:
     if not is_a(given, dict):
         return False
     return all(field in given and given[field] == value for field, value in wanted.items())
+
+
+def cancels(turn: Turn, signal: SignalArrived) -> bool:
+    """Whether the run's workflow says that this signal cancels it: always if addressed, else if it matches."""
+    rules = [rule for rule in turn.plan.cancel_on if rule.signal == signal.signal]
+    if not rules or signal.addressed:
+        return bool(rules)
+    origin = turn.run.origin
+    if signal.at is not None and origin.created_at > signal.at:
+        return False
+    if origin.emission and origin.emission == unique_key(origin.tenant, signal.signal, signal.id):
+        return False  # this very broadcast has started it, by a clock that may be behind
+    return any(not rule.match or _agree(rule.match, signal.payload, origin.input) for rule in rules)
+
+
+def _agree(match: Mapping[str, str], payload: bytes, input: bytes) -> bool:
+    """Whether all these fields of the payload are equal to those of the input; what is missing equals nothing."""
+    given: Any = _decode(payload)
+    own: Any = _decode(input)
+    if not is_a(given, dict) or not is_a(own, dict):
+        return False
+    return all(a in given and b in own and _is_same(given[a], own[b]) for a, b in match.items())
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """1 equals 1.0, but not True."""
+    return bool(one == other) and is_a(one, bool) == is_a(other, bool)
 
 
 def check_shape(record: Record, payload: bytes, what: str) -> None:

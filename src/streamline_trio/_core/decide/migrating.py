@@ -45,6 +45,7 @@ def migrated(turn: Turn, happening: Migrated) -> None:
     turn.change(
         version=turn.plan.version,
         fingerprint=turn.plan.fingerprint,
+        cancelled_by=turn.plan.cancel_signals,
         output_step=kept.get(turn.head.output_step or "") or last_done(turn),
     )
     slotting.migrate(turn, happening.slot)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import bson
@@ -258,8 +259,8 @@ def _derived_changes(before: RunDoc, after: RunDoc) -> Pair:
     if after.records is before.records and _derives_the_same(before.head, after.head):
         return {}, {}
     old, new = derived_of_head(before), derived_of_head(after)
-    if after.records is not before.records:
-        with_labels = any(label_change(before, after))
+    with_labels = any(label_change(before, after))
+    if after.records is not before.records or with_labels:
         old |= derived_of_waits(before, with_labels=with_labels)
         new |= derived_of_waits(after, with_labels=with_labels)
     changed = {name: value for name, value in new.items() if name in QUARANTINED or old.get(name) != value}
@@ -277,7 +278,10 @@ def _derives_the_same(old: Head, new: Head) -> bool:
         return False
     if (old.slot is not None or new.slot is not None) and (queued_in(old) or queued_in(new)):
         return False
-    return (old.status, old.version, old.attention) == (new.status, new.version, new.attention)
+    return _told(old) == _told(new)
+
+
+_told = attrgetter("status", "version", "attention", "cancelled_by")
 
 
 class _Changes:
