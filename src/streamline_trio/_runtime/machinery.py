@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import trio
@@ -36,6 +36,9 @@ from streamline_trio._runtime.watcher import Watcher
 from streamline_trio._runtime.worker import Worker
 from streamline_trio._runtime.writer import HolderGone
 
+if TYPE_CHECKING:
+    from streamline_trio._runtime.schedule_firing import ScheduleFiring
+
 
 @dataclass(kw_only=True)
 class Machinery:
@@ -51,6 +54,7 @@ class Machinery:
     watcher: Watcher
     is_worker: bool
     crash: Callable[[], Awaitable[None]]
+    firing: ScheduleFiring = field(init=False)
 
     async def load(self, run_id: str) -> RunDoc:
         """The run as it is stored now; `RunNotFound`."""

@@ -34,6 +34,7 @@ from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.polls import LEAST_PAUSE, Polls
 from streamline_trio._runtime.publisher import Publisher
 from streamline_trio._runtime.registry import Registry
+from streamline_trio._runtime.schedule_firing import ScheduleFiring
 from streamline_trio._runtime.services import Options, Services
 from streamline_trio._runtime.store_urls import store_from
 from streamline_trio._runtime.watcher import Watcher
@@ -224,6 +225,7 @@ class _Life:
             is_worker=self._is_worker,
             crash=self._crash,
         )
+        machinery.firing = ScheduleFiring(machinery)
         errands = Errands(machinery)
         return machinery, errands
 
@@ -245,6 +247,7 @@ class _Life:
                 await machinery.worker.enlist()
                 await machinery.observer.look(holders=True)
                 await sweep_broadcasts(machinery)
+                await machinery.firing.look()
                 await self._look_for_errands()
             # An opener that is cancelled by now would never come to `leave`.
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -271,18 +274,18 @@ class _Life:
 
     async def _claim(self, machinery: Machinery) -> None:
         with self._claiming:
-            if machinery.migrator is None:
-                await machinery.claimer.run()
-            else:
-                async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as nursery:
+                if machinery.migrator is not None:
                     nursery.start_soon(machinery.migrator.run)
-                    nursery.start_soon(machinery.claimer.run)
+                nursery.start_soon(machinery.firing.run)
+                nursery.start_soon(machinery.claimer.run)
 
     def _hinted(self, hint: Hint) -> None:
         """The store tells of a write, perhaps by another engine."""
         machinery = self._machinery
         if machinery is None or self._is_ending(machinery):
             return
+        machinery.firing.hinted(hint)
         if hint.due_at is not None:
             machinery.claimer.notify(hint.due_at)
             if machinery.migrator is not None:
@@ -354,6 +357,7 @@ class _Life:
                     await self._drain(machinery)
                     until = trio.current_time() + _LAST_WRITES
                     with trio.CancelScope(deadline=until):  # no run is held any more, only a beat may be on its way
+                        await machinery.firing.idle()
                         await self._finish_errands()
                         await machinery.services.committer.flushed()
                     await machinery.worker.discharge(until)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from streamline_trio._core.documents import Parent, RunDoc
 from streamline_trio._core.errors import DataCorruption
+from streamline_trio._core.schedules import KEPT
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Corrupt
 
@@ -30,9 +31,16 @@ async def orphans_among(services: Services, runs: Iterable[RunDoc | Corrupt]) ->
 
 async def deletable(services: Services, runs: Sequence[RunDoc]) -> list[RunDoc]:
     """Those of which nobody needs anything any more."""
-    done = [run for run in runs if run.head.errand_at is None]
+    now = services.clock.now()
+    done = [run for run in runs if run.head.errand_at is None and not _may_be_fired_again(run, now)]
     parents = await _parents(services, [run.origin.parent for run in done if run.origin.parent is not None])
     return [run for run in done if not _is_needed(run.origin.parent, parents)]
+
+
+def _may_be_fired_again(run: RunDoc, now: int) -> bool:
+    """A worker that stood still while it started the run of a firing would start it again, were it gone."""
+    scheduled = run.origin.scheduled
+    return scheduled is not None and bool(scheduled.schedule) and now < run.origin.created_at + KEPT
 
 
 def _is_needed(parent: Parent | None, parents: dict[str, RunDoc | None]) -> bool:

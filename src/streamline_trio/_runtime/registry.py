@@ -52,10 +52,17 @@ class Registry:
             if known is workflow:
                 return workflow
             raise WorkflowNotFound(f"this engine was not given workflow {workflow.id!r} {workflow.version}")
-        found = [known for (id_, _), known in self._workflows.items() if id_ == workflow]
-        if not found:
+        found = self.meant(workflow, None)
+        if found is None:
             raise WorkflowNotFound(f"this engine has no workflow {workflow!r}", workflow=workflow)
-        return max(found, key=lambda known: version_key(known.version))
+        return found
+
+    def meant(self, workflow: str, version: str | None) -> Workflow[Any, Any] | None:
+        """This version of the workflow, or the highest one that the engine has; None if it has none."""
+        if version is not None:
+            return self._workflows.get((workflow, version))
+        found = [known for (id_, _), known in self._workflows.items() if id_ == workflow]
+        return max(found, key=lambda known: version_key(known.version), default=None)
 
     @property
     def migrating(self) -> dict[str, Workflow[Any, Any]]:
