@@ -43,6 +43,7 @@ _PAGE = 100
 _EVER = 1 << 62
 _LONGEST_ERROR = 2000
 _HORIZON = 2.0
+_LEAST_PAUSE = 0.5
 
 Ends = dict[Name, Exception | None]
 """Firings of which it is known what became of them: their runs are stored, or why they never will be."""
@@ -112,7 +113,7 @@ class ScheduleFiring:
         """Work until cancelled."""
         services = self._services
         while True:
-            await self._sleep(math.inf if services.store.exclusive else services.polls.pause())
+            await self._sleep(math.inf if services.store.exclusive else self._pause)
             if services.circuit.is_open:
                 await services.circuit.pause()
             self._until = math.inf
@@ -127,7 +128,12 @@ class ScheduleFiring:
         """What falls due up to then is seen at this look, so that it is not late for a poll."""
         if self._services.store.exclusive:
             return _EVER
-        return self._services.clock.now() + math.ceil(self._services.options.poll_interval * _HORIZON * 1000)
+        return self._services.clock.now() + math.ceil(self._pause * _HORIZON * 1000)
+
+    @property
+    def _pause(self) -> float:
+        """How long, in seconds, schedules that others make may go unseen."""
+        return max(_LEAST_PAUSE, self._services.options.poll_interval)
 
     async def _sleep(self, longest: float) -> None:
         """Until a schedule is due, as far as is known; others may be told of meanwhile."""

@@ -6,8 +6,9 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from streamline_trio._core.checking import check_reason, is_whole
@@ -105,7 +106,7 @@ class Schedules:
                     return Page(found)
                 doc = _wanted(side, wanted, paused=paused)
                 if doc is not None and len(found) == limit:
-                    return Page(found, base64.urlsafe_b64encode(last.encode()).decode())
+                    return Page(found, _cursor(last))
                 if doc is not None:
                     found.append(view(self._machinery, doc))
                     last = side.key
@@ -256,8 +257,13 @@ def _wanted(side: SideDoc, workflow: str | None, *, paused: bool | None) -> Sche
     return doc if is_wanted else None
 
 
+def _cursor(key: str) -> str:
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode((SCHEDULES, key))).decode()
+
+
 def _decoded_cursor(cursor: str) -> str:
     try:
-        return base64.urlsafe_b64decode(cursor.encode()).decode()
-    except (ValueError, AttributeError) as error:
+        decoded = base64.urlsafe_b64decode(cursor.encode())
+        return msgspec.msgpack.decode(decoded, type=tuple[Literal["schedule"], str])[1]
+    except (ValueError, AttributeError, msgspec.DecodeError) as error:
         raise ValidationError("the cursor is not one of ours") from error
