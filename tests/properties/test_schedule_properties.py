@@ -1,5 +1,6 @@
 """What a schedule fires, against an oracle that walks over every occurrence."""
 
+import itertools
 from typing import Any
 
 import hypothesis.strategies as st
@@ -132,5 +133,5 @@ def test_jitter_keeps_the_order(every, jitter, start):
     found = [each for _, each in zip(range(40), timed(doc, START + start * MINUTE), strict=False)]
     for firing, fires_at in found:
         assert firing.at <= fires_at <= firing.at + jitter
-    for (_, fires_at), (following, _) in zip(found, found[1:], strict=False):
+    for (_, fires_at), (following, _) in itertools.pairwise(found):
         assert fires_at < following.at

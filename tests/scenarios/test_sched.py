@@ -28,7 +28,7 @@ from streamline_trio import (
     open_engine,
     testing,
 )
-from streamline_trio._core.schedules import KEPT, SCHEDULES, ScheduleDoc
+from streamline_trio._core.schedules import KEPT, SCHEDULES, FiringDoc, ScheduleDoc, run_name
 from streamline_trio._core.store import PutSide
 from streamline_trio.testing._time import START
 from tests.properties.zone_oracle import Rule, expected, is_day_of_month
@@ -127,7 +127,9 @@ async def test_each_firing_is_one_run_with_what_the_schedule_says():
 @pytest.mark.parametrize("ends", [{"count": 2}, {"until": START.add(hours=30)}])
 @in_virtual_time
 async def test_nothing_fires_after_the_last_one(ends):
-    """S524: proves that `count` and `until` end the schedule, which stays to be read, and that nothing polls then."""
+    """S524: proves that `count` and `until` end the schedule, which stays to be read,
+    and that nothing polls then.
+    """
     workflow = job()
     async with open_engine("memory:", workflow) as engine:
         await engine.schedule(workflow, every=Recurrence.daily("03:00", "UTC", **ends), id="s")
@@ -164,7 +166,9 @@ ZONES = [
 
 @at_start("2026-01-01T00:00:00Z")
 async def test_a_year_in_twenty_zones():
-    """Proves every firing of a year, daily in twenty zones, by an oracle of the standard library, on skipped time."""
+    """Proves every firing of a year, daily in twenty zones, by an oracle of the standard library,
+    on skipped time.
+    """
     workflow = job()
     begin = datetime(2026, 1, 1, tzinfo=UTC)
     async with open_engine("memory:", workflow) as engine:
@@ -174,8 +178,8 @@ async def test_a_year_in_twenty_zones():
         await trio.sleep(YEAR + 1)
         runs = await all_runs(engine)
         for place, zone in enumerate(ZONES):
-            rule = Rule(lambda _: True, (time(place % 4, 30 if place % 2 else 0),))
-            due = expected(rule, ZoneInfo(zone), begin, begin + timedelta(days=365))
+            plain = Rule(lambda _: True, (time(place % 4, 30 if place % 2 else 0),))
+            due = expected(plain, ZoneInfo(zone), begin, begin + timedelta(days=365))
             assert fired(runs, zone) == [(e.at, e.local, e.gap, e.fold) for e in due]
             assert (await engine.schedules.get(zone)).fired == len(due)
         assert {run.status for run in runs} == {"done"}
@@ -264,7 +268,9 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_where_clocks_change(change):
-    """S529: proves firings over a change of the clock, with what each run is told of it, and none lost or doubled."""
+    """S529: proves firings over a change of the clock, with what each run is told of it,
+    and none lost or doubled.
+    """
     start, rule, due = CHANGES[change]
     found = testing.run(functools.partial(followed, rule, 3.0), start=instant(start))
     if "Morocco" in change and "fold" not in found[0][1]:
@@ -295,7 +301,9 @@ async def test_month_days_are_clamped_and_do_not_drift():
 
 @in_virtual_time
 async def test_jitter_puts_firings_off_and_says_so():
-    """Proves that a firing comes up to the jitter late, at the time that `next_at` tells, for its own occurrence."""
+    """Proves that a firing comes up to the jitter late, at the time that `next_at` tells,
+    for its own occurrence.
+    """
     workflow = job()
     async with open_engine("memory:", workflow) as engine:
         made = await engine.schedule(workflow, every=Recurrence.every(HOUR), id="s", jitter=600)
@@ -311,7 +319,9 @@ async def test_jitter_puts_firings_off_and_says_so():
 
 @in_virtual_time
 async def test_a_schedule_costs_a_handful_of_store_calls_a_firing():
-    """S321, S322, S323: proves that nothing polls on a store of one's own: a month of one schedule is 30 x 5 calls."""
+    """S321, S322,
+    S323: proves that nothing polls on a store of one's own: a month of one schedule is 30 x 5 calls.
+    """
 
     class Counted(MemoryStore):
         calls = 0
@@ -457,7 +467,9 @@ async def test_overlap_skip():
 
 @in_virtual_time
 async def test_overlap_queue():
-    """S531: proves that one firing waits for the run of before, begins as that settles, and later ones are left out."""
+    """S531: proves that one firing waits for the run of before, begins as that settles,
+    and later ones are left out.
+    """
     workflow = job(seconds=2.5 * HOUR)
     async with open_engine("memory:", workflow) as engine:
         await engine.schedule(workflow, every=Recurrence.every(HOUR, overlap="queue"), id="s")
@@ -473,7 +485,9 @@ async def test_overlap_queue():
 
 @in_virtual_time
 async def test_a_queue_survives_a_restart_and_a_deleted_run():
-    """Proves that what waits goes on behind another engine, and when the run it waits for is deleted or cancelled."""
+    """Proves that what waits goes on behind another engine,
+    and when the run it waits for is deleted or cancelled.
+    """
     workflow, store = job(seconds=10 * HOUR), MemoryStore()
     async with open_engine(store, workflow) as engine:
         await engine.schedule(workflow, every=Recurrence.every(HOUR, overlap="queue"), id="s")
@@ -521,7 +535,7 @@ async def test_a_schedule_may_be_declared_again():
         await engine.schedules.pause("s", "holiday")
         again = await engine.schedule(workflow, {"a": 1}, every=rule, id="s", tags=["x"])
         assert (again.created_at, again.fired, again.paused) == (first.created_at, 2, True)
-        with pytest.raises(InvalidState, match="input, every differ.*update") as caught:
+        with pytest.raises(InvalidState, match=r"input, every differ.*update") as caught:
             await engine.schedule(workflow, {"a": 2}, every=Recurrence.every(5), id="s", tags=["x"])
         assert caught.value.action == "schedule"
         one, two = [await engine.schedule(workflow, every=rule) for _ in range(2)]
@@ -607,7 +621,9 @@ async def test_other_limits_count_on_and_another_rule_counts_afresh():
 
 @in_virtual_time
 async def test_only_schedules_can_be_moved():
-    """S495, S497: proves that every verb on an unknown id, also a run's and a deleted one's, is ScheduleNotFound."""
+    """S495, S497: proves that every verb on an unknown id, also a run's and a deleted one's,
+    is ScheduleNotFound.
+    """
     workflow = job()
     async with open_engine("memory:", workflow) as engine:
         run = await engine.start(workflow, run_at=LocalTime("2030-01-01 09:00", "UTC"))
@@ -671,7 +687,9 @@ async def test_a_schedule_made_anew_is_another_one():
 
 @in_virtual_time
 async def test_preview():
-    """Proves that the next occurrences are told with gap and fold, as far as they will come, and from now in a pause."""
+    """Proves that the next occurrences are told with gap and fold, as far as they will come,
+    and from now in a pause.
+    """
     workflow = job()
     async with open_engine("memory:", workflow) as engine:
         await engine.schedule(workflow, every=Recurrence.daily("02:30", "Europe/Berlin", count=90), id="s")
@@ -754,8 +772,6 @@ async def test_a_run_of_that_id_that_is_not_ours_is_not_taken_for_it():
     async with open_engine(store, workflow) as engine:
         await engine.schedule(workflow, every=Recurrence.every(HOUR), id="s")
         doc = msgspec.msgpack.decode((await store.sides(SCHEDULES))[0].body, type=ScheduleDoc)
-        from streamline_trio._core.schedules import FiringDoc, run_name  # noqa: PLC0415
-
         name = run_name(doc, FiringDoc(at=doc.anchor + 3_600_000))
         await engine.start(workflow, "mine", run_id=name.run_id)
         await trio.sleep(1.5 * HOUR)
@@ -799,7 +815,9 @@ async def test_a_rule_of_a_newer_release_stays_inert():
 
 @in_virtual_time
 async def test_a_run_that_was_fired_just_now_is_not_deleted():
-    """Proves that runs of a schedule stay for an hour, so that no worker that stood still starts one of them again."""
+    """Proves that runs of a schedule stay for an hour,
+    so that no worker that stood still starts one of them again.
+    """
     workflow = job()
     async with open_engine("memory:", workflow) as engine:
         await engine.schedule(workflow, every=Recurrence.every(HOUR, count=1), id="s")

@@ -82,7 +82,9 @@ def test_what_was_carried_out_counts_once():
 
 
 def test_ten_years_of_every_second_cost_what_is_made_up():
-    """Proves that after ten years without a worker every missed second is counted and three are made up, at once."""
+    """Proves that after ten years without a worker every missed second is counted and three are made up,
+    at once.
+    """
     doc = schedule(Recurrence.every(1, catch_up=3, misfire_grace=5))
     doc = at(doc, START + TEN_YEARS)
     assert doc.missed + len(doc.pending) == TEN_YEARS // SECOND
@@ -92,7 +94,9 @@ def test_ten_years_of_every_second_cost_what_is_made_up():
 
 
 def test_ten_years_of_every_minute_by_cron_are_not_walked():
-    """Proves that a calendar's missed firings are counted up to a bound, and the newest are made up all the same."""
+    """Proves that a calendar's missed firings are counted up to a bound,
+    and the newest are made up all the same.
+    """
     doc = schedule(Recurrence.cron("* * * * *", "UTC", catch_up=2))
     doc = at(doc, START + TEN_YEARS + 500)
     assert [(START + TEN_YEARS - firing.at) / 60_000 for firing in doc.pending] == [2, 1, 0]
@@ -160,7 +164,9 @@ def test_as_many_wait_as_catch_up_allows():
 
 
 def test_jitter_keeps_the_order_and_is_the_same_for_everybody():
-    """Proves that jitter is in its bounds, the same at each look, spread out, and never past the next occurrence."""
+    """Proves that jitter is in its bounds, the same at each look, spread out,
+    and never past the next occurrence.
+    """
     doc = schedule(Recurrence.every(10), jitter=30_000)
     found = [next(timed(doc, START + number * 10_000)) for number in range(200)]
     later = [fires_at - firing.at for firing, fires_at in found]
@@ -184,7 +190,9 @@ def test_jitter_does_not_fire_early():
 
 
 def test_a_pause_makes_no_burst():
-    """Proves that nothing fires in a pause, that unpause goes on with the next firing, and that nothing is missed."""
+    """Proves that nothing fires in a pause, that unpause goes on with the next firing,
+    and that nothing is missed.
+    """
     doc = paused(schedule(Recurrence.every(10, catch_up=100, misfire_grace=1000)), "holiday", START + 1)
     assert (due_at(doc), at(doc, START + DAY)) == (None, doc)
     doc = unpaused(doc, START + DAY + 5000)
@@ -195,7 +203,9 @@ def test_a_pause_makes_no_burst():
 
 
 def test_what_was_decided_before_a_pause_is_carried_out():
-    """Proves that a firing that its worker left is taken up in a pause, while one that waits for a run is dropped."""
+    """Proves that a firing that its worker left is taken up in a pause,
+    while one that waits for a run is dropped.
+    """
     doc = carried_out(at(schedule(Recurrence.every(10, overlap="queue")), START + 10_000))
     doc = paused(at(doc, START + 20_000), None, START + 20_001)
     assert (doc.queued, doc.skipped, due_at(doc)) == ((), 1, None)
@@ -266,7 +276,9 @@ def test_a_deleted_schedule_keeps_its_place_for_a_while():
 
 
 def test_a_rule_of_a_newer_release_is_left_alone():
-    """S521: proves that a stored rule of an unknown kind fires nothing and is not touched, also with firings left."""
+    """S521: proves that a stored rule of an unknown kind fires nothing and is not touched,
+    also with firings left.
+    """
     doc = at(schedule(Recurrence.every(10)), START + 10_000)
     doc = msgspec.structs.replace(doc, every=Recurrence(kind="hourly"))
     assert at(doc, START + DAY) is doc
