@@ -65,6 +65,7 @@ from streamline_trio._core.events import (
     EngineError,
     Event,
     SchedulerCircuitOpen,
+    SchedulerError,
     StepCompensated,
     StepCompleted,
     StepFailed,
@@ -174,6 +175,12 @@ from streamline_trio._runtime.publisher import (
 from streamline_trio._runtime.queries import (
     Page,
 )
+from streamline_trio._runtime.schedule_snapshot import (
+    Schedule,
+)
+from streamline_trio._runtime.schedules import (
+    Schedules,
+)
 from streamline_trio._runtime.snapshot import (
     CompensationState,
     Run,
@@ -269,9 +276,12 @@ __all__ = [
     "RunSlot",
     "RunTimeout",
     "RunTree",
+    "Schedule",
     "ScheduleNotFound",
     "ScheduledStart",
     "SchedulerCircuitOpen",
+    "SchedulerError",
+    "Schedules",
     "Settled",
     "Signal",
     "SlotUse",

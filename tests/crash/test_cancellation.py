@@ -17,7 +17,11 @@ from streamline_trio import (
     Done,
     Engine,
     MemoryStore,
+    Recurrence,
     RunHandle,
+    Schedule,
+    ScheduleNotFound,
+    Schedules,
     Signal,
     StepContext,
     Workflow,
@@ -34,6 +38,8 @@ from tests.crash.scenes import virtual
 
 note = Signal("note", int)
 TOKEN = "a token of the caller"  # noqa: S105 - it opens nothing but the wait of a test
+
+_DAILY = Recurrence.daily("12:00", "UTC")
 
 Call = Callable[[], Awaitable[object]]
 
@@ -75,6 +81,11 @@ class Scene:
     async def begin(self, state: str) -> None:
         """Bring the run into the state: what `step` makes of it, or a draft, or no run at all."""
         if state == "none":
+            return
+        if state in {"scheduled", "stopped"}:
+            await self.engine.schedule(_WORKFLOW, "x", every=_DAILY, id="s")
+            if state == "stopped":
+                await self.engine.schedules.pause("s")
             return
         await self.engine.start(_WORKFLOW, state, run_id="r", delay=1000 if state == "draft" else None)
         await trio.testing.wait_all_tasks_blocked()
@@ -152,12 +163,37 @@ async def is_forked(scene: Scene) -> bool:
     return [run.status for run in page if run.forked_from is not None and run.forked_from.run == "r"] == ["done"]
 
 
+def scheduled(holds: Callable[[Schedule], bool]) -> Callable[[Scene], Awaitable[bool]]:
+    async def took(scene: Scene) -> bool:
+        return holds(await scene.engine.schedules.get("s"))
+
+    return took
+
+
+async def is_unscheduled(scene: Scene) -> bool:
+    with pytest.raises(ScheduleNotFound):
+        await scene.engine.schedules.get("s")
+    return True
+
+
+async def is_run_once(scene: Scene) -> bool:
+    await trio.sleep(20)
+    return [run.status for run in await scene.engine.find(tags=[]) if run.scheduled is not None] == ["done"]
+
+
 async def took_the_signal(scene: Scene) -> bool:
     return (await is_driven_to_its_end(scene)) and await scene.handle.result() == 5
 
 
 ENGINE: dict[str, list[Case]] = {
     "start": [Case("none", lambda s: lambda: s.engine.start(_WORKFLOW, "x", run_id="r"), is_driven_to_its_end)],
+    "schedule": [
+        Case(
+            "none",
+            lambda s: lambda: s.engine.schedule(_WORKFLOW, "x", every=_DAILY, id="s"),
+            scheduled(lambda schedule: not schedule.paused),
+        )
+    ],
     "get": [reads("done", lambda s: lambda: s.engine.get("r"))],
     "find": [reads("done", lambda s: s.engine.find)],
     "count": [reads("done", lambda s: s.engine.count)],
@@ -182,6 +218,25 @@ ENGINE: dict[str, list[Case]] = {
     "withdraw": [
         Case("parked", lambda s: lambda: s.engine.withdraw(TOKEN), stored(lambda run: run.head.status != "waiting"))
     ],
+}
+
+OF_SCHEDULES: dict[str, list[Case]] = {
+    "get": [reads("scheduled", lambda s: lambda: s.engine.schedules.get("s"))],
+    "find": [reads("scheduled", lambda s: s.engine.schedules.find)],
+    "preview": [reads("scheduled", lambda s: lambda: s.engine.schedules.preview("s"))],
+    "pause": [Case("scheduled", lambda s: lambda: s.engine.schedules.pause("s"), scheduled(lambda s: s.paused))],
+    "unpause": [
+        Case("stopped", lambda s: lambda: s.engine.schedules.unpause("s"), scheduled(lambda s: not s.paused))
+    ],
+    "update": [
+        Case(
+            "scheduled",
+            lambda s: lambda: s.engine.schedules.update("s", jitter=3),
+            scheduled(lambda s: s.jitter == 3),
+        )
+    ],
+    "delete": [Case("scheduled", lambda s: lambda: s.engine.schedules.delete("s"), is_unscheduled)],
+    "run_now": [Case("scheduled", lambda s: lambda: s.engine.schedules.run_now("s"), is_run_once)],
 }
 
 HANDLE: dict[str, list[Case]] = {
@@ -230,7 +285,7 @@ HANDLE: dict[str, list[Case]] = {
 
 CASES = [
     pytest.param(case, id=f"{kind}.{name}-{case.state}-{place}")
-    for kind, table in (("Engine", ENGINE), ("RunHandle", HANDLE))
+    for kind, table in (("Engine", ENGINE), ("RunHandle", HANDLE), ("Schedules", OF_SCHEDULES))
     for name, cases in table.items()
     for place, case in enumerate(cases)
 ]
@@ -260,6 +315,7 @@ def test_every_coroutine_has_its_case():
     """Proves that no public coroutine is left out here."""
     assert set(ENGINE) == coroutines(Engine)
     assert set(HANDLE) == coroutines(RunHandle)
+    assert set(OF_SCHEDULES) == coroutines(Schedules)
     assert set(IN_HANDLER) == coroutines(StepContext)
 
 

@@ -286,13 +286,17 @@ class Errand(Doc, frozen=True, kw_only=True):
 
 
 class Scheduled(Doc, frozen=True, kw_only=True):
-    """What the caller asked of the start's time, and what the zone's rules made of it."""
+    """What the caller asked of the start's time, and what the zone's rules made of it.
+
+    `schedule` is the id of the schedule that started the run, if one did.
+    """
 
     at: int
     local: str = ""
     zone: str = ""
     gap: bool = False
     fold: bool = False
+    schedule: str = ""
 
 
 class ThrottleDoc(Doc, frozen=True, kw_only=True):

@@ -271,4 +271,13 @@ class SchedulerCircuitOpen(Event, frozen=True, kw_only=True):
     error: str = ""
 
 
+class SchedulerError(Event, frozen=True, kw_only=True):
+    """A firing of a schedule came to nothing for good; the schedule goes on."""
+
+    name: ClassVar[str] = "scheduler.error"
+    schedule: str = ""
+    occurrence_millis: int = 0
+    error: str = ""
+
+
 EVENTS: tuple[type[Event], ...] = tuple(Event.__subclasses__())

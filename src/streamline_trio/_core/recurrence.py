@@ -197,3 +197,30 @@ def _calendar(kind: str, time: int, days: tuple[int, ...], day: int, expression:
             return cron_calendar(expression)
         case _:
             return None
+
+
+def firings_after(rule: Recurrence, after: int, anchor: int) -> Iterator[Firing]:
+    """The firings later than `after` and the anchor, in milliseconds; `count` ends none."""
+    return rule._until(after, anchor)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - for this package only
+
+
+def number_between(rule: Recurrence, after: int, until: int, anchor: int, at_most: int) -> int:
+    """How many firings are later than `after` and not later than `until`; an interval is computed, others counted.
+
+    What has to be counted is counted up to `at_most`.
+    """
+    if until <= after:
+        return 0
+    if rule.kind == "every":
+        number = rule._number  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - for this package only
+        return number(max(until, anchor), anchor) - number(max(after, anchor), anchor)
+    found = takewhile(lambda each: each.at <= until, firings_after(rule, after, anchor))
+    return sum(1 for _ in islice(found, at_most))
+
+
+def is_known(rule: Recurrence) -> bool:
+    """Whether this release knows this kind of rule."""
+    return rule.kind in _KINDS
+
+
+_KINDS = frozenset({"daily", "weekly", "monthly", "cron", "every"})

@@ -36,6 +36,7 @@ from streamline_trio._runtime.queries import (
     decode_cursor,
     query_of,
 )
+from streamline_trio._runtime.scheduling import Scheduling
 from streamline_trio._runtime.snapshot import Run
 from streamline_trio._runtime.starting import StartOptions, start
 from streamline_trio._runtime.stats import Stats, WorkerInfo, gather_stats, list_workers
@@ -70,7 +71,7 @@ class PendingWait(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None = None
 
 
-class Engine(BulkVerbs):
+class Engine(BulkVerbs, Scheduling):
     """Starts runs, reads them, signals them and, unless opened with `worker=False`, drives them.
 
     Made by `open_engine`. All coroutines are cancel points; those that write are atomic, and what they have

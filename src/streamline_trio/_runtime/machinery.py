@@ -41,6 +41,7 @@ from streamline_trio._runtime.worker import Worker
 from streamline_trio._runtime.writer import HolderGone
 
 if TYPE_CHECKING:
+    from streamline_trio._runtime.schedule_firing import ScheduleFiring
     from streamline_trio._runtime.slots import Slots
 
 
@@ -62,6 +63,7 @@ class Machinery:
     take_up: Callable[[str, TakenUp, RunDoc | None], Awaitable[RunDoc]]
     slots: Slots = field(init=False)
     deliveries: Deliveries = field(default_factory=Deliveries)
+    firing: ScheduleFiring = field(init=False)
 
     async def load(self, run_id: str) -> RunDoc:
         """The run as it is stored now; `RunNotFound`."""

@@ -41,6 +41,7 @@ from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.polls import LEAST_PAUSE, Polls
 from streamline_trio._runtime.publisher import Publisher
 from streamline_trio._runtime.registry import Registry
+from streamline_trio._runtime.schedule_firing import ScheduleFiring
 from streamline_trio._runtime.services import Options, Services
 from streamline_trio._runtime.slots import Slots
 from streamline_trio._runtime.store_urls import store_from
@@ -249,6 +250,7 @@ class _Life:
             take_up=lambda *asked: take_up(machinery, *asked),
         )
         machinery.slots = self._slots = Slots(machinery)
+        machinery.firing = ScheduleFiring(machinery)
         errands = Errands(machinery)
         return machinery, errands
 
@@ -269,6 +271,7 @@ class _Life:
             if self._is_worker:
                 await machinery.worker.enlist()
                 await machinery.observer.look(holders=True)
+                await machinery.firing.look()
                 await self._look_for_errands()
             # An opener that is cancelled by now would never come to `leave`.
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -306,18 +309,18 @@ class _Life:
 
     async def _claim(self, machinery: Machinery) -> None:
         with self._claiming:
-            if machinery.migrator is None:
-                await machinery.claimer.run()
-            else:
-                async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as nursery:
+                if machinery.migrator is not None:
                     nursery.start_soon(machinery.migrator.run)
-                    nursery.start_soon(machinery.claimer.run)
+                nursery.start_soon(machinery.firing.run)
+                nursery.start_soon(machinery.claimer.run)
 
     def _hinted(self, hint: Hint) -> None:
         """The store tells of a write, perhaps by another engine."""
         machinery = self._machinery
         if machinery is None or self._is_ending(machinery):
             return
+        machinery.firing.hinted(hint)
         if hint.due_at is not None:
             self._fell_due(machinery, hint.run_id, hint.due_at)
         if hint.settled:
@@ -402,6 +405,7 @@ class _Life:
                     until = trio.current_time() + _LAST_WRITES
                     with trio.CancelScope(deadline=until):  # no run is held any more, only a beat may be on its way
                         await machinery.deliveries.leave()
+                        await machinery.firing.idle()
                         await self._finish_errands()
                         await machinery.services.committer.flushed()
                     await machinery.worker.discharge(until)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from streamline_trio._core.broadcasts import BROADCASTS, decode_broadcast, is_pending
 from streamline_trio._core.documents import Parent, RunDoc
 from streamline_trio._core.errors import DataCorruption
+from streamline_trio._core.schedules import KEPT
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Corrupt
 from streamline_trio._core.tenancy import public_id
@@ -35,7 +36,8 @@ async def orphans_among(services: Services, runs: Iterable[RunDoc | Corrupt]) ->
 
 async def deletable(services: Services, runs: Sequence[RunDoc]) -> list[RunDoc]:
     """Those of which nobody needs anything any more."""
-    done = [run for run in runs if run.head.errand_at is None]
+    now = services.clock.now()
+    done = [run for run in runs if run.head.errand_at is None and not _may_be_fired_again(run, now)]
     parents = await _parents(services, [run.origin.parent for run in done if run.origin.parent is not None])
     unwanted = [run for run in done if not _is_needed(run.origin.parent, parents)]
     return [run for run in unwanted if not await _may_be_repeated(services, run)]
@@ -60,6 +62,12 @@ async def with_active_parents(services: Services, runs: Iterable[RunDoc]) -> set
 def _goes_on(run: RunDoc | None) -> bool:
     """Whether it may still see how its children end; one that undoes what it did does not look any more."""
     return run is not None and run.head.status in _GOING_ON and not run.head.cancel_requested
+
+
+def _may_be_fired_again(run: RunDoc, now: int) -> bool:
+    """A worker that stood still while it started the run of a firing would start it again, were it gone."""
+    scheduled = run.origin.scheduled
+    return scheduled is not None and bool(scheduled.schedule) and now < run.origin.created_at + KEPT
 
 
 def _is_needed(parent: Parent | None, parents: dict[str, RunDoc | None]) -> bool:

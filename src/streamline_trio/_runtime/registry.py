@@ -57,7 +57,7 @@ class Registry:
             if known is workflow:
                 return workflow
             raise WorkflowNotFound(f"this engine was not given workflow {workflow.id!r} {workflow.version}")
-        found = self.highest(workflow)
+        found = self.meant(workflow, None)
         if found is None:
             raise WorkflowNotFound(f"this engine has no workflow {workflow!r}", workflow=workflow)
         return found
@@ -67,8 +67,10 @@ class Registry:
         """Ids of the workflows of which a version that the engine has is started by signals."""
         return self._triggered
 
-    def highest(self, workflow: str) -> Workflow[Any, Any] | None:
-        """The highest version that the engine has of a workflow, if it has any."""
+    def meant(self, workflow: str, version: str | None) -> Workflow[Any, Any] | None:
+        """This version of the workflow, or the highest one that the engine has; None if it has none."""
+        if version is not None:
+            return self._workflows.get((workflow, version))
         found = [known for (id_, _), known in self._workflows.items() if id_ == workflow]
         return max(found, key=lambda known: version_key(known.version), default=None)
 

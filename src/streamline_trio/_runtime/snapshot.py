@@ -67,13 +67,17 @@ class WaitState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScheduledStart(msgspec.Struct, frozen=True, kw_only=True):
-    """When the run was to start, and what the zone's rules made of a local time."""
+    """When the run was to start, and what the zone's rules made of a local time.
+
+    `schedule` is the id of the schedule that started the run, if one did; `at` is then the occurrence.
+    """
 
     at: whenever.Instant
     local: str = ""
     zone: str = ""
     gap: bool = False
     fold: bool = False
+    schedule: str = ""
 
 
 class CompensationState(msgspec.Struct, frozen=True, kw_only=True):
@@ -380,7 +384,14 @@ def _scheduled(run: RunDoc) -> ScheduledStart | None:
     told = run.origin.scheduled
     if told is None:
         return None
-    return ScheduledStart(at=instant_of(told.at), local=told.local, zone=told.zone, gap=told.gap, fold=told.fold)
+    return ScheduledStart(
+        at=instant_of(told.at),
+        local=told.local,
+        zone=told.zone,
+        gap=told.gap,
+        fold=told.fold,
+        schedule=told.schedule,
+    )
 
 
 def _instant(millis: int | None) -> whenever.Instant | None:

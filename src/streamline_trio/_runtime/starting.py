@@ -29,8 +29,16 @@ _MAX_RUN_ID = 200
 _MAX_PRIORITY = 100
 
 
+class FiredBy(msgspec.Struct, frozen=True, kw_only=True):
+    """What a schedule says of a run that it starts: its identity, so that it is started once, and its time."""
+
+    run_id: str
+    start_id: int
+    scheduled: Scheduled
+
+
 class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be said beside the workflow and its input."""
+    """What may be said beside the workflow and its input; `fired_by` is for schedules, in place of id and time."""
 
     idempotency_key: str | None = None
     priority: int = 0
@@ -42,6 +50,7 @@ class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str | None = None
     tenant: str | None = None
     emission: str = ""
+    fired_by: FiredBy | None = None
 
 
 async def start(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, options: StartOptions) -> str:
@@ -55,14 +64,17 @@ async def start(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, 
 def _request(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, options: StartOptions) -> StartRequest:
     """Everything is checked before anything is written."""
     chance, now = machinery.services.chance, machinery.services.clock.now()
-    _check(workflow, options)
+    check(f"start of {workflow.id}", options)
     check_debounced(workflow, options)
     stored = workflow.input_payload(value)
-    asked = _scheduled(options, now)
+    fired_by = options.fired_by
+    asked = _scheduled(options, now) if fired_by is None else fired_by.scheduled
     origin = Origin(
-        id=stored_id(options.tenant, options.run_id or chance.run_id(now)),
+        id=fired_by.run_id
+        if fired_by is not None
+        else stored_id(options.tenant, options.run_id or chance.run_id(now)),
         workflow=workflow.id,
-        start_id=chance.commit_id(),
+        start_id=chance.commit_id() if fired_by is None else fired_by.start_id,
         created_at=now,
         input=stored,
         tenant=options.tenant,
@@ -96,8 +108,8 @@ def _scheduled(options: StartOptions, now: int) -> Scheduled | None:
     return None
 
 
-def _check(workflow: Workflow[Any, Any], options: StartOptions) -> None:
-    where = f"start of {workflow.id}"
+def check(where: str, options: StartOptions) -> None:
+    """Raise `ValidationError` for an option that cannot be meant; `where` begins the message."""
     if options.delay is not None and options.run_at is not None:
         raise ValidationError(f"{where}: delay and run_at exclude each other")
     if not is_whole(options.priority, -_MAX_PRIORITY, _MAX_PRIORITY):

@@ -77,7 +77,7 @@ async def _start_all(machinery: Machinery, doc: BroadcastDoc, mine: Workflow[Any
 
 async def _mine(machinery: Machinery, workflow: str) -> Workflow[Any, Any] | None:
     """The version that this worker has of the workflow, if no live worker has a higher one."""
-    mine, services = machinery.registry.highest(workflow), machinery.services
+    mine, services = machinery.registry.meant(workflow, None), machinery.services
     if mine is None or not machinery.is_worker:
         return None
     live = await services.read(lambda: live_routes(services.store))
