@@ -111,7 +111,7 @@ class Compositions(ABC):
             return
         result: Any = await ctx.child(target, {"count": 0}, name=name, on_failure="return")
         if isinstance(result, ChildFailed):
-            self._compare_status(ctx, result.run.id, result.run.status)
+            self._compare_status(ctx, result.meta["run_id"], result.meta["status"])
             result = type(result).__name__
         got.append(result)
 

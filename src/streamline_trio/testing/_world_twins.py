@@ -22,7 +22,7 @@ from streamline_trio._runtime.snapshot import Run
 from streamline_trio.testing._laws_of_versions import is_migration
 from streamline_trio.testing._world_drawing import NEWER, Op, Program, StepProgram, name_of
 
-_MIXED = 4
+MIXED = 4
 """One world in so many is of several versions."""
 _TWINNED = 0.7
 _TAKES_BACK = 0.3
@@ -56,7 +56,7 @@ class Twins(ABC):
 
     def _make_twins(self, noise: int) -> Sequence[Workflow[Any, Any]]:
         """Of some of the programs, in some of the worlds, another version."""
-        if noise % _MIXED != 1:
+        if noise % MIXED != 1:
             return ()
         chance = Chance(noise)
         old = list(self.programs.values())
