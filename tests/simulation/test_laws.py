@@ -7,6 +7,7 @@ import pytest
 
 from streamline_trio import MemoryStore
 from streamline_trio._core.documents import (
+    CompensationDoc,
     Errand,
     Head,
     Lease,
@@ -189,6 +190,7 @@ def test_no_run_is_taken_over_from_a_version_that_lives(writes, is_wrong):
 
 
 DONE = StepDoc(status="done", position=1, output=b"1", ended_at=5)
+UNDONE = msgspec.structs.replace(DONE, compensation=CompensationDoc(status="running", attempts=1))
 
 
 @pytest.mark.parametrize(
@@ -197,6 +199,7 @@ DONE = StepDoc(status="done", position=1, output=b"1", ended_at=5)
         ({}, {}, ""),
         ({"steps": {"a": DONE}}, {"steps": {"b": msgspec.structs.replace(DONE, keyed="a")}}, ""),
         ({"steps": {"a": DONE}}, {}, ""),
+        ({"steps": {"a": DONE}}, {"status": "compensating", "steps": {"a": UNDONE}}, ""),
         ({"lease": Lease(worker="w", fence=1)}, {}, "from a worker that holds it"),
         ({"paused": True}, {}, "a paused run"),
         ({"status": "compensating"}, {}, "while compensating"),

@@ -39,8 +39,8 @@ def check_migration(before: RunDoc, after: RunDoc) -> None:
 
 
 def _plain(step: StepDoc) -> StepDoc:
-    """Without what a migration may change."""
-    return replace(step, keyed="", output=None)
+    """Without what a migration may change; the claim that it is may begin to undo the step."""
+    return replace(step, keyed="", output=None, compensation=None)
 
 
 class LiveVersions:

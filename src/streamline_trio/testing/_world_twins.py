@@ -86,7 +86,7 @@ class Twins(ABC):
     def _check_takeover(self, before: RunDoc, after: RunDoc) -> None:
         name, new = f"{before.id} revision {after.head.revision}", self.program_of(after)
         stood = before.head.current_step
-        if stood is None or name_of(stood) not in new.names or after.head.lease is None:
+        if stood is None or name_of(stood) not in new.names or after.head.status != "running":
             return
         stands = after.head.current_step or ""
         assert name_of(stands) == name_of(stood), f"{name}: it stood at {stood} and was taken over at {stands}"

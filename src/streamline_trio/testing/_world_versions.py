@@ -35,7 +35,7 @@ _DEPLOYS: tuple[tuple[Has, ...], ...] = (
     ("all", "new", "old"),
 )
 """What one worker after the other has; it goes round."""
-_RETIRING = 0.7
+_RETIRING = 0.5
 _LEASES_TO_MIGRATE = 2
 """Seeing that a version is missing takes a lease at most, and so does a look at what is due."""
 
