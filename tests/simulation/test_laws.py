@@ -82,13 +82,14 @@ def test_a_child_that_nobody_cancels_is_found():
 
 def test_an_errand_must_come_to_something():
     """Proves that the child may go on while its cancellation is still to be done, and must not afterwards."""
-    for status, fields, is_wrong in (
+    cases: tuple[tuple[str, dict[str, Any], bool], ...] = (
         ("running", {}, True),
         ("draft", {}, True),
         ("running", {"cancel_requested": True}, False),
         ("cancelled", {}, False),
         ("compensating", {}, False),
-    ):
+    )
+    for status, fields, is_wrong in cases:
         family = Family()
         family.waits()
         family.child("draft" if status == "draft" else "running")
@@ -239,3 +240,35 @@ def test_who_takes_a_run_has_its_version(version, is_wrong):
     finally:
         writing.reset(token)
     assert bool(witness.wrong) == is_wrong
+
+
+@pytest.mark.parametrize(
+    ("taken_by", "fields", "is_wrong"),
+    [
+        ("other", {"recoveries": 1}, False),
+        ("other", {}, True),
+        ("own", {}, False),
+        ("other", {"status": "cancelled"}, False),
+        ("other", {"lease": Lease(worker="x", fence=1)}, False),
+    ],
+)
+def test_a_run_that_is_taken_from_a_worker_is_counted(taken_by, fields, is_wrong):
+    """Proves that a lease which another process gives up or takes without counting that is found."""
+    witness, own, other = Witness(MemoryStore()), Process(), Process()
+    token = writing.set(own)
+    try:
+        witness._applied(PutSide(WORKERS, "x", None, worker().body))
+        writing.set(own if taken_by == "own" else other)
+        witness._check_code(a_run(lease=Lease(worker="x", fence=1), fence=1), a_run(**{"fence": 1, **fields}))
+    finally:
+        writing.reset(token)
+    assert bool(witness.wrong) == is_wrong
+
+
+def test_pinning_an_output_is_no_change_of_what_is_finished():
+    """Proves that a finished step may be given an older output, and no other one."""
+    pinned = msgspec.structs.replace(DONE, output=b"0", pinned=1, pinned_at=9)
+    for step, is_wrong in ((pinned, False), (msgspec.structs.replace(pinned, pinned=None), True)):
+        witness = Witness(MemoryStore())
+        witness._compare_steps(a_run(steps={"a": DONE}), a_run(steps={"a": step}))
+        assert bool(witness.wrong) == is_wrong

@@ -85,6 +85,8 @@ class Witness(WrappedStore):
         self._keys: dict[str, str] = {}
         self._offspring = Offspring(self.run, self.deleted, self.revived)
         self._live = LiveVersions()
+        self._processes: dict[str, object] = {}
+        """By worker id, whose it is."""
 
     # --- documents -----------------------------------------------------------------------------------------
 
@@ -105,6 +107,7 @@ class Witness(WrappedStore):
             self.hops["", write.kind] += 1
             if write.kind == WORKERS:
                 self._live.worker(write)
+                self._processes.setdefault(write.key, writing.get())
 
     def _deleted(self, run_id: str) -> None:
         self.deleted.add(run_id)
@@ -150,7 +153,12 @@ class Witness(WrappedStore):
             return
         if is_migration(before, after):
             self.takeovers.update(_rests(before))
-        if old is not None and after.head.recoveries > before.head.recoveries and not is_here:
+        counted = after.head.recoveries > before.head.recoveries
+        foreign = old is not None and self._processes.get(old.worker) is not writing.get()
+        goes_on = after.head.status in {"running", "waiting"} and after.id not in self.revived
+        if foreign and new != old and not counted and goes_on:
+            self.wrong.append(f"{after.id}: was taken from {old} by another process, and that was not counted")
+        if foreign and counted and not is_here:
             self.takeovers["lease given up" if after.head.status not in SETTLED else "ended by a lapse"] += 1
 
     def _check_empty(self, before: RunDoc, after: RunDoc) -> None:
@@ -354,7 +362,8 @@ def _is_same(step: StepDoc, then: StepDoc) -> bool:
     """Whether a finished step is as it was, but for its undoing, and for an older output that was pinned."""
     pinned = then.pinned is not None
     output = step.output if pinned else then.output
-    return replace(then, compensation=step.compensation, output=output, pinned=step.pinned) == step
+    pin = {"pinned": step.pinned, "pinned_at": step.pinned_at}
+    return replace(then, compensation=step.compensation, output=output, **pin) == step
 
 
 def _is_undone(step: StepDoc) -> bool:
