@@ -270,7 +270,7 @@ class World:
             self._skip_idle(left)
             await trio.sleep(1)
         left = self._left()
-        self.wrong.extend(f"{run.id}: does not settle, and is {run.head.status}" for run in left)
+        self.wrong.extend(f"{run.id}: does not come to rest, and is {run.head.status}" for run in left)
         if not left:
             self.wrong.append("who waits for runs that have settled is not told")
 
@@ -296,14 +296,15 @@ class World:
     def _skip_idle(self, left: list[RunDoc]) -> None:
         """When all that is left sleeps for long, so does the machine: no polls for hours."""
         assert self._right_time is not None
-        if not left or any(run.head.lease is not None or run.head.due_at is None for run in left):
+        if not left or any(run.head.lease is not None or run.head.due_at is None or run.outbox for run in left):
             return
         pause = min(run.head.due_at or 0 for run in left) - self._right_time.now()
         if pause > 1000 * _LONG:
             self.clock.jump(pause / 1000)
 
     def _is_over(self, run: RunDoc) -> bool:
-        return run.id in self.witness.deleted or run.head.status in SETTLED
+        """It has settled, and nothing is left to be done elsewhere: what a dead worker had taken up comes late."""
+        return run.id in self.witness.deleted or (run.head.status in SETTLED and not run.outbox)
 
     async def help(self, run: RunDoc) -> None:
         """Do what a run at rest waits for."""
