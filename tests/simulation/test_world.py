@@ -179,6 +179,28 @@ def test_beats_in_a_row_share_a_line():
     assert not any(one.endswith(" beats") and other.endswith(" beats") for one, other in following)
 
 
+def test_a_scenario_of_several_versions_is_a_deploy():
+    """Proves that workers differ, that runs stay on the version they began with, and that all come to rest."""
+    versions = ("1.0.0", "1.5.0", "2.0.0")
+    has: set[tuple[str, ...]] = set()
+
+    def make(_chooser):
+        workflows = [Workflow("order", version=version) for version in versions]
+        for workflow in workflows:
+            workflow.add_step(f"s{workflow.version[0]}", returns_nothing)
+        return Scenario(*workflows, starts=[Start(workflows[0])] * 2, check=check)
+
+    def check(world):
+        has.update(tuple(sorted(route.version for route in node.store.routes)) for node in world.nodes)
+        for runs in world.witness.versions.values():
+            assert len({run.head.version for run in runs}) == 1
+
+    summary = simulate(make, schedules=60)
+    assert has == {("1.0.0",), ("2.0.0",), versions}
+    assert summary.of("versions")["lease given up"] > 0
+    assert "asked" not in summary.of("versions")
+
+
 # --- whoever writes a scenario makes mistakes ----------------------------------------------------------------
 
 
