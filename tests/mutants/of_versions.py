@@ -17,7 +17,7 @@ FAULTS = (
             "tests/unit/test_decide_migrating.py::test_releases_are_bounded_as_takeovers_are[0]",
             "tests/unit/test_decide_migrating.py::test_releases_are_bounded_as_takeovers_are[2]",
         ),
-        blind="the world has one version of its code",
+        seed=7,
     ),
     Fault(
         name="migration-keeps-old-ids",
@@ -29,7 +29,7 @@ FAULTS = (
             "tests/unit/test_decide_migrating.py::test_everything_of_a_step_follows_its_new_id",
             "tests/scenarios/test_ver_migrate.py::test_steps_are_renamed_dropped_and_added",
         ),
-        blind="the world has one version of its code",
+        seed=307,
     ),
     Fault(
         name="refused-migration-stays-refused",

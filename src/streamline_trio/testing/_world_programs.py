@@ -218,7 +218,8 @@ class Programs(Operations, Misuses, Compositions, Twins, Scenario):
     def _names_in_all(self, world: World, line: Sequence[str]) -> set[str]:
         """The steps that each version has that the run was ever on: the others need not have run."""
         on = {run.head.version: run for one in line for run in world.witness.versions[one]}
-        return set.intersection(*(set(self.program_of(run).names) for run in on.values()))
+        known = [self.program_of(run).names for run in on.values()]
+        return {name for name in known[0] if all(name in names for names in known)}
 
     def _line(self, world: World, run: RunDoc) -> list[str]:
         """The run, and those of which it is a fork: from them it has its first steps."""
