@@ -54,7 +54,7 @@ FAULTS = (
         tests=(
             "tests/scenarios/test_ver_workers.py::test_a_worker_of_the_old_version_that_comes_back_is_preferred[memory]",
         ),
-        blind=RARE,
+        seed=658,
     ),
     Fault(
         name="refusal-forgotten",
@@ -63,7 +63,7 @@ FAULTS = (
         before="        self._refused[run.origin.id] = run.head.revision\n",
         after="",
         tests=("tests/scenarios/test_ver_refusals.py::test_a_refused_run_stands_in_nobodys_way",),
-        blind=RARE,
+        seed=120,
     ),
     Fault(
         name="missing-version-not-released",
@@ -72,7 +72,7 @@ FAULTS = (
         before="            if route not in routes:\n",
         after="            if route in routes:\n",
         tests=("tests/scenarios/test_ver_workers.py::test_what_nobody_can_run_is_released_and_waits[memory]",),
-        blind=RARE,
+        seed=7,
     ),
     Fault(
         name="migration-forgets-waits",
@@ -81,7 +81,7 @@ FAULTS = (
         before="    if not _stays(turn, happening):\n",
         after="    if True:\n",
         tests=("tests/unit/test_decide_migrating.py::test_waits_stay_with_their_step_and_go_with_it",),
-        blind=RARE,
+        seed=132,
     ),
     Fault(
         name="left-step-keeps-its-waits",
