@@ -1,6 +1,6 @@
 """All mutants: what we know that our tests would notice."""
 
-from tests.mutants import of_changes, of_composition, of_decide, of_runtime, of_stores
+from tests.mutants import of_changes, of_composition, of_decide, of_runtime, of_stores, of_versions
 from tests.mutants.fault import Fault
 
 FAULTS: tuple[Fault, ...] = (
@@ -8,5 +8,6 @@ FAULTS: tuple[Fault, ...] = (
     *of_decide.FAULTS,
     *of_composition.FAULTS,
     *of_changes.FAULTS,
+    *of_versions.FAULTS,
     *of_runtime.FAULTS,
 )

@@ -77,48 +77,6 @@ step.compensation.status != "pending")
         blind="the world pins nothing",
     ),
     Fault(
-        name="lapse-not-counted",
-        promise="A lease that is given up for a dead worker counts as a recovery.",
-        file="_core/decide/claiming.py",
-        before="    recoveries, streak = turn.head.recoveries + 1, turn.head.streak + 1\n",
-        after="""\
-    counted = isinstance(happening, Claimed)
-    recoveries, streak = turn.head.recoveries + counted, turn.head.streak + counted
-""",
-        tests=(
-            "tests/unit/test_decide_migrating.py::test_a_release_makes_the_run_ready",
-            "tests/unit/test_decide_migrating.py::test_releases_are_bounded_as_takeovers_are[0]",
-            "tests/unit/test_decide_migrating.py::test_releases_are_bounded_as_takeovers_are[2]",
-        ),
-        blind="the world has one version of its code",
-    ),
-    Fault(
-        name="migration-keeps-old-ids",
-        promise="What a step has follows it to its new id.",
-        file="_core/decide/migrating.py",
-        before="            kept[old] = new\n",
-        after="            kept[old] = old\n",
-        tests=(
-            "tests/unit/test_decide_migrating.py::test_everything_of_a_step_follows_its_new_id",
-            "tests/scenarios/test_ver_migrate.py::test_steps_are_renamed_dropped_and_added",
-        ),
-        blind="the world has one version of its code",
-    ),
-    Fault(
-        name="refused-migration-stays-refused",
-        promise="A run that a migration refused is asked about again when it has changed.",
-        file="_runtime/migrator.py",
-        before="self._refused.get(run.origin.id) != run.head.revision]",
-        after="run.origin.id not in self._refused]",
-        tests=(
-            (
-                "tests/scenarios/test_ver_refusals.py"
-                "::test_a_refused_run_is_asked_about_again_when_it_has_changed[False]"
-            ),
-        ),
-        blind="the world has one version of its code",
-    ),
-    Fault(
         name="broken-guard-allows",
         promise="A guard that raises refuses.",
         file="_runtime/guards.py",

@@ -28,7 +28,7 @@ FAULTS = (
             ),
             "tests/scenarios/test_child.py::test_cancelling_the_parent_cancels_the_child",
         ),
-        blind=RARE,
+        seed=27,
     ),
     Fault(
         name="branch-end-counted-twice",
@@ -151,7 +151,7 @@ FAULTS = (
             "tests/scenarios/test_scatter.py::test_a_retry_runs_only_what_has_not_finished",
             "tests/scenarios/test_scatter.py::test_after_a_crash_only_unfinished_keys_run",
         ),
-        seed=20,
+        seed=24,
     ),
     Fault(
         name="emission-forgotten",

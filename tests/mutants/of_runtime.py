@@ -18,7 +18,7 @@ FAULTS = (
             self.run = run = decisions[-1].run
 """,
         tests=("tests/crash/test_leases.py::test_what_a_dead_worker_writes_after_the_takeover_is_refused",),
-        seed=180,
+        seed=184,
     ),
     Fault(
         name="published-before-commit",

@@ -18,4 +18,10 @@ REGRESSIONS: dict[str, list[int]] = {
         *(1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 68, 16, 0, 0, 0, 0, 0, 0, 0, 46, 61, 0, 16, 80, 0, 64),
         *(0, 18, 0, 0),
     ],
+    # two of the world's laws were wrong: the claim that takes a run over may find it overdue, and begin to undo it
+    "a takeover of what is overdue": [
+        *(7301, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 17, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0, 0, 0),
+        *(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+        *(0, 0, 0, 0, 0, 0, 63, 1),
+    ],
 }

@@ -80,6 +80,30 @@ def test_the_schedules_meet_every_kind_of_fault_verb_operation_and_transition():
     assert summary.of("in all")["take-overs"] > 0
     assert summary.of("ends of calls")["done during a pause"] >= 2
     assert summary.of("ends of calls")["done during a drain"] >= 2
+    meets_every_kind_of_deploy(summary)
+
+
+def meets_every_kind_of_deploy(summary):
+    """Runs are taken over from wherever they rest, refused, and released where nobody has their version."""
+    assert {
+        "same",
+        "renamed",
+        "renamed all",
+        "added last",
+        "added before",
+        "dropped",
+        "refuses: none",
+        "refuses: error",
+        "refuses: field",
+    } <= set(summary.of("other versions"))
+    versions = summary.of("versions")
+    assert {"taken over: draft", "taken over: running", "taken over: waiting"} <= set(versions)
+    assert {"taken over with parts of a step", "taken over with what can be undone"} <= set(versions)
+    assert sum(times for what, times in versions.items() if what.startswith("taken over with a ")) >= 5
+    assert versions["refused"] >= 3
+    assert versions["lease given up"] >= 3
+    assert versions["asked"] > versions["refused"]
+    assert summary.of("events")["workflow.migrated"] >= 10
 
 
 @pytest.mark.parametrize("name", REGRESSIONS)
@@ -153,6 +177,28 @@ def test_beats_in_a_row_share_a_line():
     assert any(line.partition("... ")[2] == "2 beats" for line in folded)
     following = itertools.pairwise(told)
     assert not any(one.endswith(" beats") and other.endswith(" beats") for one, other in following)
+
+
+def test_a_scenario_of_several_versions_is_a_deploy():
+    """Proves that workers differ, that runs stay on the version they began with, and that all come to rest."""
+    versions = ("1.0.0", "1.5.0", "2.0.0")
+    has: set[tuple[str, ...]] = set()
+
+    def make(_chooser):
+        workflows = [Workflow("order", version=version) for version in versions]
+        for workflow in workflows:
+            workflow.add_step(f"s{workflow.version[0]}", returns_nothing)
+        return Scenario(*workflows, starts=[Start(workflows[0])] * 2, check=check)
+
+    def check(world):
+        has.update(tuple(sorted(route.version for route in node.store.routes)) for node in world.nodes)
+        for runs in world.witness.versions.values():
+            assert len({run.head.version for run in runs}) == 1
+
+    summary = simulate(make, schedules=60)
+    assert has == {("1.0.0",), ("2.0.0",), versions}
+    assert summary.of("versions")["lease given up"] > 0
+    assert "asked" not in summary.of("versions")
 
 
 # --- whoever writes a scenario makes mistakes ----------------------------------------------------------------

@@ -278,7 +278,7 @@ class WaitWithdrawn(StreamlineError):
 
 
 class ChildFailed(_AboutRun):
-    """A child did not end well; `run` is the child's settled snapshot."""
+    """A child did not end well, but as `meta["status"]`; `run` is it as it is now, or None if it was deleted."""
 
     code = "workflow.child_failed"
     status = 500

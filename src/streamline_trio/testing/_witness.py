@@ -15,11 +15,14 @@ from msgspec.structs import replace
 from streamline_trio._core.documents import Record, RunDoc, StepDoc, active_key
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import FINISHED_STEP, SETTLED
-from streamline_trio._core.store import Applied, Delete, Insert, PutSide, Update, Write
+from streamline_trio._core.store import Applied, Delete, Insert, PutSide, Route, Update, Write
 from streamline_trio._runtime.context import StepContext
 from streamline_trio._runtime.driver import Driver
 from streamline_trio._runtime.engine import Engine
+from streamline_trio._runtime.worker import WORKERS
 from streamline_trio.testing._laws import check_growth, check_state
+from streamline_trio.testing._laws_of_children import Offspring
+from streamline_trio.testing._laws_of_versions import LiveVersions, check_migration, is_migration, route_of
 from streamline_trio.testing._wrapped_store import Act, WrappedStore
 
 
@@ -60,10 +63,10 @@ class Witness(WrappedStore):
     What must never happen is gathered in `wrong`, since an assertion inside the engine would be its business.
     """
 
-    def __init__(self, inner: Any, *, limit: int = 3, plans: Mapping[str, Plan] | None = None) -> None:
+    def __init__(self, inner: Any, *, limit: int = 3, plans: Mapping[Route, Plan] | None = None) -> None:
         super().__init__(inner)
         self.limit: int = limit
-        self.plans: Mapping[str, Plan] = plans or {}
+        self.plans: Mapping[Route, Plan] = plans or {}
         self.versions: dict[str, list[RunDoc]] = {}
         self.deleted: set[str] = set()
         self.entries: list[Entry] = []
@@ -76,8 +79,14 @@ class Witness(WrappedStore):
         """How often each payload from outside was accepted by a run: it answered a wait, or was kept."""
         self.endings: Counter[str] = Counter()
         """How calls of handlers ended, and what was going on."""
+        self.takeovers: Counter[str] = Counter()
+        """What runs were doing when another version took them over; leases given up for want of a version."""
         self._inside: defaultdict[str, list[Body]] = defaultdict(list)
         self._keys: dict[str, str] = {}
+        self._offspring = Offspring(self.run, self.deleted, self.revived)
+        self._live = LiveVersions()
+        self._processes: dict[str, object] = {}
+        """By worker id, whose it is."""
 
     # --- documents -----------------------------------------------------------------------------------------
 
@@ -96,6 +105,9 @@ class Witness(WrappedStore):
             self._deleted(write.run_id)
         elif isinstance(write, PutSide):
             self.hops["", write.kind] += 1
+            if write.kind == WORKERS:
+                self._live.worker(write)
+                self._processes.setdefault(write.key, writing.get())
 
     def _deleted(self, run_id: str) -> None:
         self.deleted.add(run_id)
@@ -120,10 +132,34 @@ class Witness(WrappedStore):
         for step_id, step in after.steps.items():
             if step.failures > self.limit:
                 self.wrong.append(f"{after.id}: step {step_id} failed {step.failures} times")
-        plan = self.plans.get(after.origin.workflow)
+        plan = self.plans.get(route_of(after))
         if plan is not None:
             self._judge(lambda: check_state(after, plan), after)
         versions.append(after)
+        self.wrong += self._live.run(before, after)
+        self.wrong += self._offspring.follow(before, after)
+        self._check_code(before, after)
+
+    def _check_code(self, before: RunDoc | None, after: RunDoc) -> None:
+        """Who takes a run has its version. Leases are given up for want of it."""
+        routes = routes_of(writing.get())
+        if routes is None:
+            return
+        old = None if before is None else before.head.lease
+        new, is_here = after.head.lease, route_of(after) in routes
+        if new is not None and new != old and not is_here:
+            self.wrong.append(f"{after.id}: was taken by a process that does not have {after.head.version}")
+        if before is None:
+            return
+        if is_migration(before, after):
+            self.takeovers.update(_rests(before))
+        counted = after.head.recoveries > before.head.recoveries
+        foreign = old is not None and self._processes.get(old.worker) is not writing.get()
+        goes_on = after.head.status in {"running", "waiting"} and after.id not in self.revived
+        if foreign and new != old and not counted and goes_on:
+            self.wrong.append(f"{after.id}: was taken from {old} by another process, and that was not counted")
+        if foreign and counted and not is_here:
+            self.takeovers["lease given up" if after.head.status not in SETTLED else "ended by a lapse"] += 1
 
     def _check_empty(self, before: RunDoc, after: RunDoc) -> None:
         """A worker gives a lease up when the handler has unwound: else another would run beside it."""
@@ -166,10 +202,14 @@ class Witness(WrappedStore):
             self.wrong.append(f"{after.id}: went from {old.status} to {new.status}")
         if old.cancel_requested and old.status not in SETTLED and new.status == "done":
             self.wrong.append(f"{after.id}: is done though it was being cancelled")
+        if is_migration(before, after):
+            self._judge(lambda: check_migration(before, after), after)
+        else:
+            self._compare_steps(before, after)
         self._compare_parts(before, after)
         self._judge(lambda: check_growth(before, after), after)
 
-    def _compare_parts(self, before: RunDoc, after: RunDoc) -> None:
+    def _compare_steps(self, before: RunDoc, after: RunDoc) -> None:
         for step_id, step in before.steps.items():
             then = after.step(step_id)
             if step.status in FINISHED_STEP and then.generation == step.generation:
@@ -177,6 +217,8 @@ class Witness(WrappedStore):
                     self.wrong.append(f"{after.id}: step {step_id} had finished and was changed")
                 if _is_undone(step) and then.compensation != step.compensation:
                     self.wrong.append(f"{after.id}: step {step_id} was undone and was changed")
+
+    def _compare_parts(self, before: RunDoc, after: RunDoc) -> None:
         for step_id, step in after.steps.items():
             if before.head.paused and after.head.paused and _calls(step) > _calls(before.step(step_id)):
                 self.wrong.append(f"{after.id}: step {step_id} began while the run was paused")
@@ -226,6 +268,9 @@ class Witness(WrappedStore):
         name = f"undoing {ctx.step_id}" if driver.is_undoing else ctx.step_id
         entry = Entry(run.id, name, step.generation, ctx.attempt, run.head.fence, over)
         body = Body(entry, driver)
+        routes = routes_of(driver.services.store)
+        if routes is not None and Route(ctx.workflow, ctx.version) not in routes:
+            self.wrong.append(f"a body of {ctx.version} runs where that version is not: {entry}")
         if over:
             self.wrong.append(f"a finished step was called again: {entry}")
         others = self._inside[run.id]
@@ -295,11 +340,30 @@ class Witness(WrappedStore):
         assert not self.wrong, "\n".join(self.wrong)
 
 
+def routes_of(store: object) -> frozenset[Route] | None:
+    """The versions that the process behind this store object has, if it says so."""
+    routes: frozenset[Route] | None = getattr(store, "routes", None)
+    return routes
+
+
+def _rests(run: RunDoc) -> list[str]:
+    """What a run at rest has come to, in words of what its step has asked for."""
+    steps = run.steps.values()
+    return [
+        f"taken over: {run.head.status}",
+        *sorted({f"taken over with a {record.kind}" for record in run.records.values()}),
+        *(["taken over with parts of a step"] if run.pieces else []),
+        *(["taken over before a retry"] if any(step.retry_at is not None for step in steps) else []),
+        *(["taken over with what can be undone"] if any(step.undoable for step in steps) else []),
+    ]
+
+
 def _is_same(step: StepDoc, then: StepDoc) -> bool:
     """Whether a finished step is as it was, but for its undoing, and for an older output that was pinned."""
     pinned = then.pinned is not None
     output = step.output if pinned else then.output
-    return replace(then, compensation=step.compensation, output=output, pinned=step.pinned) == step
+    pin = {"pinned": step.pinned, "pinned_at": step.pinned_at}
+    return replace(then, compensation=step.compensation, output=output, **pin) == step
 
 
 def _is_undone(step: StepDoc) -> bool:

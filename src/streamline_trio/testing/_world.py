@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import trio
 import trio.testing
 
-from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.durations import instant_millis
 from streamline_trio._core.status import SETTLED
+from streamline_trio._core.store import Route
 from streamline_trio._runtime.care import LOOKS_PER_LEASE
 from streamline_trio._runtime.clock import Chance, VirtualClock
 from streamline_trio.stores.memory import MemoryStore
@@ -32,6 +32,7 @@ from streamline_trio.testing._world_gate import Call, Gate, GatedStore
 from streamline_trio.testing._world_node import Node, SkewedClock, observed
 from streamline_trio.testing._world_scenario import Scenario, ScenarioMistake
 from streamline_trio.testing._world_summary import Summary
+from streamline_trio.testing._world_versions import Deploy, Has, retire, routes_of_all
 
 _LONGEST_CALM = 3_000
 _MOST_CALLS = 50_000
@@ -75,10 +76,12 @@ class World:
         self.scenario: Scenario = make(chooser)
         store = MemoryStore(exclusive=False)
         self.witness: Witness = Witness(store if around_store is None else around_store(store), limit=1000)
-        self.workflows: list[Workflow[Any, Any]] = [
-            observed(workflow, self.witness) for workflow in self.scenario.workflows
-        ]
-        self.witness.plans = {workflow.id: workflow.plan for workflow in self.workflows}
+        versions = self.scenario.versions(self.noise)
+        self.deploy: Deploy = Deploy(versions, self.noise)
+        self.deploy.workflows = tuple(observed(workflow, self.witness, self.deploy) for workflow in versions)
+        self.witness.plans = {
+            Route(workflow.id, workflow.version): workflow.plan for workflow in self.deploy.workflows
+        }
         self.gate: Gate = Gate(self._told, most=_MOST_CALLS, too_many=self._stop)
         self.nodes: list[Node] = []
         self.asking: dict[int, trio.CancelScope] = {}
@@ -171,16 +174,19 @@ class World:
             await trio.testing.wait_all_tasks_blocked()
         self.gate.is_open = False
 
-    def open_node(self) -> Node:
-        """One more worker."""
+    def open_node(self, has: Has | None = None) -> Node:
+        """One more worker, with the versions that it is the turn of, or with these."""
         assert self._nursery is not None
         assert self._right_time is not None
-        name = f"w{len(self.nodes) + 1}"
-        store = GatedStore(self.witness, self.gate, name, locks=self._locks, hints=self._hints)
+        name, clock = f"w{len(self.nodes) + 1}", SkewedClock(self._right_time)
+        has = self.deploy.turn(len(self.nodes)) if has is None else has
+        workflows = self.deploy.given(has)
+        routes = routes_of_all(workflows)
+        store = GatedStore(self.witness, self.gate, name, routes=routes, locks=self._locks, hints=self._hints)
         options = {**self._options, "max_concurrent_runs": self._capacity, "drain_timeout": self._drain}
-        node = Node(name, store, self.workflows, self.witness, clock=SkewedClock(self._right_time), options=options)
+        node = Node(name, store, workflows, self.witness, self.deploy, clock=clock, options=options)
         self.nodes.append(node)
-        self.note(name, "opens")
+        self.note(name, f"opens, and has {has} versions" if self.deploy.is_mixed else "opens")
         self._nursery.start_soon(node.live, Chance(self.noise * 1000 + len(self.nodes)))
         return node
 
@@ -199,26 +205,41 @@ class World:
             node.is_frozen, node.clock.skew = False, 0
         self.gate.open()
         self.clock.autojump_threshold = 0
-        while not any(node.state == "open" for node in self.nodes):
-            if not any(node.state == "opening" for node in self.nodes):
-                self.open_node()
-            await trio.sleep(1)
+        if self.deploy.retires:
+            await retire(self)
+        await self.serve("all")
         await self._claim_all()
         await self._settle_all()
         self.wrong.extend(judge_broadcasts(self))
 
+    async def serve(self, has: Has) -> None:
+        """See that there is a worker with these versions."""
+        routes = routes_of_all(self.deploy.given(has))
+        while not any(node.state == "open" and node.store.routes >= routes for node in self.nodes):
+            if not any(node.state == "opening" and node.store.routes >= routes for node in self.nodes):
+                self.open_node(has)
+            await trio.sleep(1)
+
     async def _claim_all(self) -> None:
         """Whatever could go on when the faults stopped has gone on after a lease, a look at workers and a poll."""
-        stuck = self._movable()
+        stuck = self.movable()
         await trio.sleep(self.scenario.lease * (1 + 1 / LOOKS_PER_LEASE) + self.scenario.poll_interval)
-        if self._capacity < len(self.witness.versions):
-            return
-        for run_id, revision in stuck.items():
-            run = self.witness.run(run_id)
-            if run_id not in self.witness.deleted and run.head.revision == revision and not self._is_held(run):
+        for run_id, revision in stuck.items() if self.has_room else ():
+            if self.is_left(run_id, revision):
                 self.wrong.append(f"{run_id}: nobody went on with it in time after the last fault")
 
-    def _movable(self) -> dict[str, int]:
+    @property
+    def has_room(self) -> bool:
+        """Whether one worker could take every run."""
+        return self._capacity >= len(self.witness.versions)
+
+    def is_left(self, run_id: str, revision: int) -> bool:
+        """Whether a run is as it was, and nobody drives it."""
+        run = self.witness.run(run_id)
+        return run_id not in self.witness.deleted and run.head.revision == revision and not self._is_held(run)
+
+    def movable(self) -> dict[str, int]:
+        """The runs that could go on, with their revisions."""
         runs = [self.witness.run(run_id) for run_id in self.witness.versions]
         return {run.id: run.head.revision for run in runs if self._is_due(run)}
 
@@ -245,11 +266,11 @@ class World:
                 return
             for run in left:
                 if run.head.lease is None and run.head.due_at is None:
-                    await self._help(run)
+                    await self.help(run)
             self._skip_idle(left)
             await trio.sleep(1)
         left = self._left()
-        self.wrong.extend(f"{run.id}: does not settle, and is {run.head.status}" for run in left)
+        self.wrong.extend(f"{run.id}: does not come to rest, and is {run.head.status}" for run in left)
         if not left:
             self.wrong.append("who waits for runs that have settled is not told")
 
@@ -275,16 +296,17 @@ class World:
     def _skip_idle(self, left: list[RunDoc]) -> None:
         """When all that is left sleeps for long, so does the machine: no polls for hours."""
         assert self._right_time is not None
-        if not left or any(run.head.lease is not None or run.head.due_at is None for run in left):
+        if not left or any(run.head.lease is not None or run.head.due_at is None or run.outbox for run in left):
             return
         pause = min(run.head.due_at or 0 for run in left) - self._right_time.now()
         if pause > 1000 * _LONG:
             self.clock.jump(pause / 1000)
 
     def _is_over(self, run: RunDoc) -> bool:
-        return run.id in self.witness.deleted or run.head.status in SETTLED
+        """It has settled, and nothing is left to be done elsewhere: what a dead worker had taken up comes late."""
+        return run.id in self.witness.deleted or (run.head.status in SETTLED and not run.outbox)
 
-    async def _help(self, run: RunDoc) -> None:
+    async def help(self, run: RunDoc) -> None:
         """Do what a run at rest waits for."""
         node = next((node for node in self.nodes if node.state == "open"), None)
         if node is None or node.engine is None:
@@ -346,6 +368,8 @@ class World:
                 "transitions" if before or after in SETTLED or after in {"draft", "running"} else "side documents"
             )
             summary.count(kind, f"{before or 'new'} -> {after}", times)
+        for what, times in {**self.deploy.counts, **witness.takeovers}.items():
+            summary.count("versions", what, times)
         for circumstance, times in witness.endings.items():
             summary.count("ends of calls", circumstance, times)
         for run_id in witness.versions:

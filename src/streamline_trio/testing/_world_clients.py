@@ -19,9 +19,11 @@ from streamline_trio._core.errors import (
     StoreUnavailable,
     TokenInvalid,
     ValidationError,
+    WorkflowNotFound,
 )
 from streamline_trio._core.status import SETTLED
 from streamline_trio.testing._laws import TURNED_BACK
+from streamline_trio.testing._laws_of_versions import route_of
 from streamline_trio.testing._world_node import Node
 from streamline_trio.testing._world_scenario import ScenarioMistake, Start
 
@@ -144,6 +146,10 @@ class Clients:
         except ScenarioMistake as mistake:
             self.world.mistake = mistake
             return "a mistake"
+        except WorkflowNotFound as error:
+            if not self.world.deploy.is_mixed:
+                self.world.witness.wrong.append(f"a client saw {error!r}")
+            return "refused (WorkflowNotFound)"
         except Exception as error:  # noqa: BLE001 - whatever else a client sees is a finding
             self.world.witness.wrong.append(f"a client saw {error!r}")
             return "broken"
@@ -336,7 +342,7 @@ class Clients:
 
     def _ends_of_cancel(self, run: RunDoc) -> set[str]:
         """Where a cancellation leads."""
-        plan = self.world.witness.plans[run.origin.workflow]
+        plan = self.world.witness.plans[route_of(run)]
         return set(TURNED_BACK) if plan.compensate_on_cancel else {"cancelled"}
 
     def _rewind(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
@@ -444,7 +450,7 @@ def judge(world: World) -> list[str]:
             wrong.append(f"{run_id}: {issued} issued {_plain_of(value)!r}, and {came} came")
     for run_id, revision in book.doomed.items():
         status = witness.run(run_id).head.status
-        on_cancel = witness.plans[witness.run(run_id).origin.workflow].compensate_on_cancel
+        on_cancel = witness.plans[route_of(witness.run(run_id))].compensate_on_cancel
         if status not in (set(TURNED_BACK) if on_cancel else {"cancelled"}):
             wrong.append(f"{run_id}: its cancellation was acknowledged at revision {revision}, and it is {status}")
     wrong += [message for run_id in witness.versions for message in _judge_end(world, witness.run(run_id))]

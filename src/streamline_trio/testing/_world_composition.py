@@ -46,8 +46,8 @@ class Compositions(ABC):
         """The run as it is stored, if it is this handler's."""
 
     @abstractmethod
-    def _child(self, id: str) -> Workflow[Any, Any]:
-        """The workflow of children."""
+    def _child(self, ctx: Context, id: str) -> Workflow[Any, Any]:
+        """The workflow of children, as this version of the parent knows it."""
 
     @abstractmethod
     def _settled_as(self, run_id: str) -> set[str]:
@@ -104,21 +104,21 @@ class Compositions(ABC):
     # --- children ------------------------------------------------------------------------------------------
 
     async def _do_child(self, ctx: Context, op: Op, where: str, got: list[Any]) -> None:
-        target = self._child(GRANDCHILD if ctx.workflow == CHILD else CHILD)
+        target = self._child(ctx, GRANDCHILD if ctx.workflow == CHILD else CHILD)
         name = f"child {where}"
         if op.size:
             got.append(await ctx.child(target, {"count": 0}, name=name))
             return
         result: Any = await ctx.child(target, {"count": 0}, name=name, on_failure="return")
         if isinstance(result, ChildFailed):
-            self._compare_status(ctx, result.run.id, result.run.status)
+            self._compare_status(ctx, result.meta["run_id"], result.meta["status"])
             result = type(result).__name__
         got.append(result)
 
     async def _do_join(self, ctx: Context, op: Op, where: str, got: list[Any]) -> None:
         policy = POLICIES[int(op.size) % len(POLICIES)]
         is_plain = op.size < len(POLICIES)
-        target = self._child(CHILD)
+        target = self._child(ctx, CHILD)
         branches = {f"b{number}": Branch(target, {"count": 0}) for number in range(_BRANCHES)}
         joined = ctx.join(
             branches,

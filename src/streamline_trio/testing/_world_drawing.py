@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -38,8 +39,16 @@ class StepProgram(msgspec.Struct, frozen=True):
     keep: int = 0
 
 
+OLDER, NEWER = "1.0.0", "2.0.0"
+
+
+def name_of(step_id: str) -> str:
+    """A step that is called s1 in one version may be called v1 in another."""
+    return f"s{step_id[1:]}" if step_id[1:] else step_id
+
+
 class Program(msgspec.Struct, frozen=True):
-    """One workflow."""
+    """One version of a workflow."""
 
     id: str
     steps: tuple[StepProgram, ...]
@@ -47,6 +56,18 @@ class Program(msgspec.Struct, frozen=True):
     undoes_cancelled: bool = False
     is_watched: bool = False
     """Whether it has guards and middleware, which look on."""
+    version: str = OLDER
+    ids: tuple[str, ...] = ()
+    """Of the steps, in order."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What tells the steps, in every version."""
+        return tuple(map(name_of, self.ids))
+
+    def place(self, step_id: str) -> int:
+        """Where a step stands, from 0."""
+        return self.ids.index(step_id)
 
     def ops(self) -> list[Op]:
         """Everything that its handlers do."""
@@ -139,7 +160,7 @@ def draw_program(chooser: Chooser, id: str) -> Program:
     """A workflow of one to three steps."""
     saga = chooser.one_in(2)
     steps = tuple(_draw_step(chooser, KINDS, saga=saga) for _ in range(1 + chooser.below(3)))
-    return Program(
+    return _program(
         id,
         steps,
         timeout=chooser.one_of((None, None, None, None, 15.0)),
@@ -150,11 +171,15 @@ def draw_program(chooser: Chooser, id: str) -> Program:
 
 def draw_children(chooser: Chooser) -> tuple[Program, Program]:
     """The workflows that the others start: one that may have a child itself, and that child."""
-    grandchild = Program(GRANDCHILD, (_draw_step(chooser, _IN_CHILDREN, saga=False),))
+    grandchild = _program(GRANDCHILD, (_draw_step(chooser, _IN_CHILDREN, saga=False),))
     kinds = (*_IN_CHILDREN, ("child", 2))
     saga = chooser.one_in(4)
     steps = tuple(_draw_step(chooser, kinds, saga=saga) for _ in range(1 + chooser.below(2)))
-    return Program(CHILD, steps), grandchild
+    return _program(CHILD, steps), grandchild
+
+
+def _program(id: str, steps: tuple[StepProgram, ...], **options: Any) -> Program:
+    return Program(id, steps, ids=tuple(f"s{number}" for number in range(len(steps))), **options)
 
 
 def _draw_step(chooser: Chooser, kinds: Sequence[tuple[str, int]], *, saga: bool) -> StepProgram:

@@ -13,7 +13,7 @@ import trio
 
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import StoreUnavailable
-from streamline_trio._core.store import AppendRows, Delete, Hint, Insert, PutSide, Update, Verdict, Write
+from streamline_trio._core.store import AppendRows, Delete, Hint, Insert, PutSide, Route, Update, Verdict, Write
 from streamline_trio._runtime.worker import WORKERS
 from streamline_trio.testing._witness import writing
 from streamline_trio.testing._wrapped_store import Act, WrappedStore
@@ -106,7 +106,9 @@ class Gate:
 class GatedStore(WrappedStore):
     """One worker's way to the shared store."""
 
-    def __init__(self, inner: Any, gate: Gate, node: str, *, locks: bool, hints: bool) -> None:
+    def __init__(
+        self, inner: Any, gate: Gate, node: str, *, routes: frozenset[Route], locks: bool, hints: bool
+    ) -> None:
         super().__init__(inner)
         self.gate: Gate = gate
         self.node: str = node
@@ -114,6 +116,8 @@ class GatedStore(WrappedStore):
         """Its process is dead: nothing of it reaches the store any more."""
         self.is_leaving: bool = False
         """Its engine drains."""
+        self.routes: frozenset[Route] = routes
+        """The versions that its process has."""
         self._locks = locks
         self._hints = hints
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 import trio
@@ -17,9 +18,11 @@ from streamline_trio._core.step import Step
 from streamline_trio._runtime.clock import Chance, VirtualClock
 from streamline_trio._runtime.engine import Engine
 from streamline_trio._runtime.opening import open_engine
+from streamline_trio._runtime.snapshot import Run
 from streamline_trio.testing._crash import crash
 from streamline_trio.testing._witness import Witness
 from streamline_trio.testing._world_gate import GatedStore
+from streamline_trio.testing._world_versions import Deploy, playing
 
 State = Literal["opening", "open", "closing", "gone", "closed"]
 
@@ -48,6 +51,7 @@ class Node:
         store: GatedStore,
         workflows: Sequence[Workflow[Any, Any]],
         witness: Witness,
+        deploy: Deploy,
         *,
         clock: SkewedClock,
         options: dict[str, Any],
@@ -60,6 +64,7 @@ class Node:
         self.engine: Engine | None = None
         self._workflows = workflows
         self._witness = witness
+        self._deploy = deploy
         self._options = options
         self._leaving = trio.Event()
         self._scope = trio.CancelScope()
@@ -72,6 +77,7 @@ class Node:
 
     async def live(self, chance: Chance) -> None:
         """The task of this worker."""
+        playing.set(self.name)
         try:
             with self._scope:
                 async with open_engine(
@@ -84,6 +90,7 @@ class Node:
                     **self._options,
                 ) as engine:
                     engine.on("*", self._witness.listener())
+                    engine.on("engine.error", lambda event: self._deploy.heard(self.name, event))
                     await self._serve(engine)
         except StoreUnavailable as error:
             if self.engine is not None:
@@ -138,14 +145,34 @@ class Node:
         self._leaving.set()
 
 
-def observed(workflow: Workflow[Any, Any], witness: Witness) -> Workflow[Any, Any]:
-    """The same workflow, with the witness around each call of a handler."""
+def observed(workflow: Workflow[Any, Any], witness: Witness, deploy: Deploy) -> Workflow[Any, Any]:
+    """The same workflow, with the witness around each call of a handler, and of `migrate`."""
     workflow.seal()
     twin = copy.copy(workflow)
     steps = {step.id: _observed_step(step, witness) for step in workflow.steps.values()}
     twin._steps = steps  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - a twin for tests
     twin.steps = MappingProxyType(steps)
+    if workflow.migrate is not None:
+        twin.migrate = _observed_migrate(workflow.migrate, witness, deploy)
     return twin
+
+
+def _observed_migrate(inner: Callable[[Run], Any], witness: Witness, deploy: Deploy) -> Callable[[Run], Any]:
+    async def migrate(run: Run) -> Run | None:
+        wrong = deploy.asked(run)
+        witness.wrong += [] if wrong is None else [wrong]
+        try:
+            given: Any = inner(run)
+            if inspect.isawaitable(given):
+                given = await given
+        except Exception:
+            deploy.refuses(run)
+            raise
+        if given is None:
+            deploy.refuses(run)
+        return cast("Run | None", given)
+
+    return migrate
 
 
 def _observed_step(step: Step[Any], witness: Witness) -> Step[Any]:

@@ -12,7 +12,7 @@ import trio
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import NonRetriable, WaitTimedOut, WaitWithdrawn
 from streamline_trio._runtime.context import StepContext
-from streamline_trio.testing._world_drawing import Op, Program
+from streamline_trio.testing._world_drawing import Op, Program, name_of
 
 Context = StepContext[Any, Any, Any]
 
@@ -117,7 +117,7 @@ class Operations(ABC):
     # --- keeping -------------------------------------------------------------------------------------------
 
     async def _do_once(self, ctx: Context, op: Op, where: str, got: list[Any]) -> None:
-        key = "shared" if op.size else f"{ctx.step_id}/{where}"
+        key = "shared" if op.size else f"{name_of(ctx.step_id)}/{where}"
 
         async def act() -> int:
             known = self._stored(ctx)
@@ -145,8 +145,10 @@ class Operations(ABC):
 
     async def _do_pin(self, ctx: Context, _op: Op, _where: str, _got: list[Any]) -> None:
         """Take an older output of the step before, if it has any."""
-        before = f"s{int(ctx.step_id[1:]) - 1}"
-        history = ctx.output_history(before) if before != "s-1" else []
+        program = self._program(ctx)
+        place = program.place(ctx.step_id)
+        before = program.ids[max(place - 1, 0)]
+        history = ctx.output_history(before) if place else []
         if history and ctx.output(before, default=None) is not None:
             await ctx.pin_output(history[0].version, before)
 
@@ -167,18 +169,20 @@ class Operations(ABC):
     async def _do_back(self, ctx: Context, _op: Op, _where: str, _got: list[Any]) -> None:
         """Go back once: the steps that are reset know it by their generation."""
         if "~" not in ctx.idempotency_key():
-            await ctx.goto(f"s{max(int(ctx.step_id[1:]) - 1, 0)}")
+            program = self._program(ctx)
+            await ctx.goto(program.ids[max(program.place(ctx.step_id) - 1, 0)])
 
     async def _do_jump(self, ctx: Context, _op: Op, _where: str, _got: list[Any]) -> None:
-        target = int(ctx.step_id[1:]) + 2
-        if target < len(self._program(ctx).steps):
-            await ctx.goto(f"s{target}")
+        program = self._program(ctx)
+        target = program.place(ctx.step_id) + 2
+        if target < len(program.steps):
+            await ctx.goto(program.ids[target])
 
     # --- what handlers see ---------------------------------------------------------------------------------
 
     def _effect(self, ctx: Context, where: str) -> None:
         if not is_gone(ctx):
-            self.effects[ctx.run_id, ctx.step_id, where] += 1
+            self.effects[ctx.run_id, name_of(ctx.step_id), where] += 1
 
     def _compare(self, ctx: Context, key: str, seen: Any) -> None:
         """What a wait gave is the one outcome that is stored."""

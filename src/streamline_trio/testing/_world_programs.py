@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from streamline_trio._core.status import SETTLED
 from streamline_trio.testing._world_choices import Chooser
 from streamline_trio.testing._world_composition import Compositions
 from streamline_trio.testing._world_drawing import (
+    OLDER,
     Op,
     Program,
     StepProgram,
@@ -28,6 +29,7 @@ from streamline_trio.testing._world_drawing import (
 from streamline_trio.testing._world_misuse import MISUSES, Misuses
 from streamline_trio.testing._world_operations import Context, Flaky, Operations, is_gone, plain_of
 from streamline_trio.testing._world_scenario import VERBS, Scenario, Start
+from streamline_trio.testing._world_twins import Twins
 
 if TYPE_CHECKING:
     from streamline_trio.testing._world import World
@@ -39,18 +41,17 @@ def draw_programs(chooser: Chooser) -> Scenario:
     return Programs(programs, draw_children(chooser), chooser)
 
 
-class Programs(Operations, Misuses, Compositions, Scenario):
+class Programs(Operations, Misuses, Compositions, Twins, Scenario):
     """Drawn programs, what their handlers saw, and what must come of them."""
 
     def __init__(self, programs: Sequence[Program], children: Sequence[Program], chooser: Chooser) -> None:
         Operations.__init__(self)
         Misuses.__init__(self)
         Compositions.__init__(self)
-        self.programs = {program.id: program for program in [*programs, *children]}
+        Twins.__init__(self)
         self.kinds: Counter[str] = Counter()
-        self.undone: defaultdict[str, list[str]] = defaultdict(list)
-        self._children = {program.id: self._workflow(program) for program in children}
-        workflows = [self._workflow(program) for program in programs]
+        workflows = [self._make(program) for program in programs]
+        started = [self._make(program) for program in children]
         starts = [
             Start(
                 chooser.one_of(workflows),
@@ -64,13 +65,17 @@ class Programs(Operations, Misuses, Compositions, Scenario):
         Scenario.__init__(
             self,
             *workflows,
-            *self._children.values(),
+            *started,
             starts=starts,
             verbs=VERBS,
             max_recoveries=chooser.one_of((5, 1, 2)),
         )
         self.signals = {"s": (), "t": ()}
         self._world: World | None = None
+
+    def versions(self, noise: int) -> Sequence[Workflow[Any, Any]]:
+        """Some worlds have another version of some programs."""
+        return (*self.workflows, *self._make_twins(noise))
 
     def begin(self, world: World) -> None:
         """Handlers look at the world's stored documents."""
@@ -98,6 +103,7 @@ class Programs(Operations, Misuses, Compositions, Scenario):
             watched = {"guards": (Guard(before=_allow),), "middleware": (_Grumbler(),)}
         workflow: Workflow[Any, Any] = Workflow(
             program.id,
+            version=program.version,
             timeout=program.timeout,
             compensate_on_cancel=program.undoes_cancelled,
             **watched,
@@ -114,7 +120,7 @@ class Programs(Operations, Misuses, Compositions, Scenario):
             return got
 
         added = workflow.add_step(
-            f"s{number}",
+            program.ids[number],
             handler,
             attempts=step.attempts,
             retry_delay=2.0,
@@ -130,8 +136,6 @@ class Programs(Operations, Misuses, Compositions, Scenario):
             await trio.sleep(undo.seconds)
             if ctx.attempt <= undo.flaky:
                 raise Flaky(f"undoing {ctx.step_id} fails, attempt {ctx.attempt}")
-            if not is_gone(ctx):
-                self.undone[ctx.run_id].append(ctx.step_id)
 
         step.compensate(attempts=undo.attempts, retry_delay=2.0, when=undo.when)(handler)
 
@@ -143,10 +147,10 @@ class Programs(Operations, Misuses, Compositions, Scenario):
     # --- what handlers see ---------------------------------------------------------------------------------
 
     def _program(self, ctx: Context) -> Program:
-        return self.programs[ctx.workflow]
+        return self.programs[ctx.workflow, ctx.version]
 
-    def _child(self, id: str) -> Workflow[Any, Any]:
-        return self._children[id]
+    def _child(self, ctx: Context, id: str) -> Workflow[Any, Any]:
+        return self._made.get((id, ctx.version)) or self._made[id, OLDER]
 
     def _stored(self, ctx: Context) -> RunDoc | None:
         assert self._world is not None
@@ -175,38 +179,47 @@ class Programs(Operations, Misuses, Compositions, Scenario):
         assert error is not None
         if error.code == "dead_lettered":
             return run.head.recoveries > self.max_recoveries
-        program = self.programs[run.origin.workflow]
-        return error.code in set(_codes(program))
+        return error.code in set(_codes(self.program_of(run)))
 
     def check(self, world: World) -> None:
         """Outputs and effects of the runs that are done."""
         for kind, times in self.kinds.items():
             world.summary.count("operations", kind, times)
+        for kind, times in self.twins.items():
+            world.summary.count("other versions", kind, times)
         for run_id in world.witness.versions:
             run = world.witness.run(run_id)
             if run.head.status == "done":
                 self._check_done(world, run)
+            self._check_versions(world.witness.versions[run_id])
             assert run_id in world.witness.deleted or not run.outbox, f"{run_id}: something is left to be done"
 
     def _check_done(self, world: World, run: RunDoc) -> None:
-        program = self.programs[run.origin.workflow]
+        program, line = self.program_of(run), self._line(world, run)
         jumps = any(op.kind == "jump" for op in program.ops())
-        line = self._line(world, run)
+        known = self._names_in_all(world, line)
         issued = {value for key, value in world.clients.book.issued if key in line}
         issued |= set(world.clients.book.issued_to_all)
         for number, step in enumerate(program.steps):
-            doc = run.step(f"s{number}")
+            name, doc = program.names[number], run.step(program.ids[number])
             if doc.status != "done":
-                assert jumps or (doc.status == "skipped" and step.skip), f"{run.id}: s{number} is {doc.status}"
+                may_be_left = jumps or name not in known or (doc.status == "skipped" and step.skip)
+                assert may_be_left, f"{run.id}: {name} is {doc.status}"
                 continue
-            assert not step.skip, f"{run.id}: s{number} was not skipped"
+            assert not step.skip, f"{run.id}: {name} was not skipped"
             spoilt = max((op.size for op in step.ops if op.kind in MISUSES), default=0)
-            assert doc.attempts > spoilt, f"{run.id}: s{number} is done by a call that misused trio"
+            assert doc.attempts > spoilt, f"{run.id}: {name} is done by a call that misused trio"
             if doc.pinned is None:
-                self._check_output(run, number, step, issued)
+                _check_got(f"{run.id}: {name}", step.ops, plain_of(doc.output), issued)
             for where in _effects(step.ops, ""):
-                done = any(self.effects[one, f"s{number}", where] for one in line)
-                assert done, f"{run.id}: s{number} lacks effect {where}"
+                done = any(self.effects[one, name, where] for one in line)
+                assert done, f"{run.id}: {name} lacks effect {where}"
+
+    def _names_in_all(self, world: World, line: Sequence[str]) -> set[str]:
+        """The steps that each version has that the run was ever on: the others need not have run."""
+        on = {run.head.version: run for one in line for run in world.witness.versions[one]}
+        known = [self.program_of(run).names for run in on.values()]
+        return {name for name in known[0] if all(name in names for names in known)}
 
     def _line(self, world: World, run: RunDoc) -> list[str]:
         """The run, and those of which it is a fork: from them it has its first steps."""
@@ -215,10 +228,6 @@ class Programs(Operations, Misuses, Compositions, Scenario):
             run = world.witness.run(run.origin.forked_from.run)
             line.append(run.id)
         return line
-
-    def _check_output(self, run: RunDoc, number: int, step: StepProgram, issued: set[bytes]) -> None:
-        name = f"{run.id}: s{number}"
-        _check_got(name, step.ops, plain_of(run.step(f"s{number}").output), issued)
 
 
 _VALUED = {"wait", "token", "ask", "approve", "signal", "once", "scatter", "loop", "child", "join"}

@@ -50,7 +50,9 @@ class Scenario:
     """The content of one simulated world; make a new one for each.
 
     Args:
-        workflows: what the workers can run. All handlers must be async: time cannot be held for threads.
+        workflows: what the workers can run. All handlers must be async: time cannot be held for threads. Of
+            several versions of one workflow each worker has the oldest, the newest or all, as in a rolling deploy;
+            a start is of the newest that its worker has.
         starts: the runs that are started, each once at least.
         answers: what people answer, by the reason of the wait.
         signals: what may be signalled, by the name of the signal.
@@ -91,6 +93,11 @@ class Scenario:
         self.poll_interval: float = poll_interval
         self.max_recoveries: int = max_recoveries
         self._check = check
+
+    def versions(self, noise: int) -> Sequence[Workflow[Any, Any]]:
+        """What the workers of one world can run; `noise` is a number of that world."""
+        del noise
+        return self.workflows
 
     def begin(self, world: World) -> None:
         """The world begins."""
