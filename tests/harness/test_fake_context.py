@@ -26,10 +26,10 @@ from streamline_trio import (
     Workflow,
     open_engine,
 )
+from streamline_trio._core.tenancy import unique_name
 from streamline_trio.testing import FakeContext, NotGiven, WentTo, parked, run
 
 START = whenever.Instant.from_utc(2026, 1, 1)
-from streamline_trio._core.tenancy import unique_name
 
 
 class OrderIn(msgspec.Struct, frozen=True):
