@@ -15,7 +15,7 @@ from streamline_trio._core.store import (
     RunQuery,
     Update,
 )
-from streamline_trio.stores.sqlite import _find, _reader, _statements
+from streamline_trio.stores.sqlite import _find, _reader, _statements, _turns
 from streamline_trio.testing._conformance_base import after, record, sample
 from tests.stores.opening import opened
 
@@ -116,7 +116,10 @@ def crowded(tmp_path_factory):
 def crowd(connection, number):
     """Copy the sleeper: a third each in three priorities, all on one route, all due later."""
     columns = [str(row[1]) for row in connection.execute("PRAGMA table_info(runs)") if row[1] not in {"no", "id"}]
-    values = [{"due_at": "due_at + n", "priority": "n % 3"}.get(column) or column for column in columns]
+    values = [
+        {"due_at": "due_at + n", "since": "since + n", "priority": "n % 3"}.get(column) or column
+        for column in columns
+    ]
     connection.execute(
         f"""
         WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {number})
@@ -148,6 +151,26 @@ def test_reads_of_the_engine_never_scan(crowded, name):
     steps = plan(connection, getattr(_reader, name))
     connection.close()
     assert not [step for step in steps if step.startswith("SCAN") and "holders" not in step]
+
+
+@pytest.mark.parametrize("statement", [_turns.DUE_TENANTS, _turns.DUE_OF_TENANT])
+def test_turns_are_ranges_in_their_index(crowded, statement):
+    """Proves that tenants and their due runs are found by seeks in the index of turns, beside 200,000 sleepers."""
+    connection = sqlite3.connect(crowded)
+    steps = [step for step in plan(connection, statement) if "runs" in step]
+    connection.close()
+    assert steps
+    for step in steps:
+        assert step.startswith("SEARCH runs USING COVERING INDEX runs_turns (workflow=? AND version=? AND tenant")
+    assert any("since<?" in step for step in steps)
+
+
+def test_leases_in_the_order_of_take_over_are_found_by_worker(crowded):
+    """Proves that only the leases of that worker are put in order."""
+    connection = sqlite3.connect(crowded)
+    steps = plan(connection, _reader.INHERITED)
+    connection.close()
+    assert steps[0] == "SEARCH runs USING INDEX runs_leased (worker=?)"
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 256])
@@ -215,6 +238,9 @@ def claim_costs(path):
     assert _reader.next_due(connection, [ROUTE]) == 5
     reads = (
         lambda: _reader.due(connection, [ROUTE], 99, 10),
+        lambda: _reader.due(connection, [ROUTE], 99, 10, skip=10),
+        lambda: _turns.due_in_turn(connection, [ROUTE], 10**5, None, 10),
+        lambda: _reader.leased_by_priority(connection, "me", 10, 0),
         lambda: _reader.next_due(connection, [ROUTE]),
         lambda: _reader.lease_holders(connection),
         lambda: _reader.leased(connection, "me", 10, "", attention=False),

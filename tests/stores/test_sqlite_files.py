@@ -5,7 +5,7 @@ import pytest
 
 from streamline_trio._core.codec import split
 from streamline_trio._core.errors import DataCorruption, StoreUnavailable
-from streamline_trio._core.store import Applied, Route
+from streamline_trio._core.store import Applied, Insert, Route
 from streamline_trio.stores.sqlite import SqliteStore, _files, _schema
 from streamline_trio.testing._conformance_base import moved, sample
 from tests.stores import schema_1
@@ -91,6 +91,49 @@ async def test_a_file_of_the_first_schema_is_upgraded(path):
                 assert await store.write([moved(run, errand_at=7)]) == [Applied()]
 
 
+def made_by_the_second_schema(path: Path) -> None:
+    """A file from before there were turns: a draft that is due at once, one that waits for its time, a held run."""
+    made_by_the_first_schema(path)
+    row = "INSERT INTO runs SELECT {}, ?, 1, 0, 9, ?, status, 0, '1', ?, ?, 0, 0, 0, 0, 0, 'w', 0, 't', NULL, NULL"
+    with sqlite3.connect(path) as connection:
+        for number, (name, due_at, worker) in enumerate(
+            [("ready", 0, None), ("sleeping", 90, None), ("held", None, "x")], 2
+        ):
+            parts = split(sample(name, status="draft", tenant="t", due_at=due_at, worker=worker))
+            values = (name, parts.pop("head"), due_at, worker, number)
+            connection.execute(row.format(number) + ", ? FROM runs WHERE no = 1", values)
+            connection.executemany(f"INSERT INTO parts VALUES ('{name}', ?, ?)", parts.items())  # noqa: S608
+        for statement in _schema._UPGRADES[1]:
+            connection.execute(statement)
+        connection.execute("PRAGMA user_version = 2")
+    connection.close()
+
+
+async def test_a_file_of_the_second_schema_is_upgraded(path):
+    """Proves that what an earlier release has parked has its turn, at its time, and what is held has none."""
+    made_by_the_second_schema(path)
+    async with opened(path) as store:
+        for now, given in [(80, ["old", "ready"]), (90, ["old", "ready", "sleeping"])]:
+            found = await store.due_in_turn([Route("w", "1")], now, "t", 9)
+            assert [getattr(run, "id", None) for run in found] == given
+
+
+async def test_an_earlier_release_may_go_on_beside(path):
+    """Proves that turns hold only what is due now, also where a process of an earlier release writes on."""
+    run, later = sample("r1", due_at=5, tenant="t"), sample("r2", due_at=6)
+    async with opened(path) as store:
+        await store.write([Insert(run), Insert(later)])
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE runs SET due_at = NULL, worker = 'x' WHERE id = 'r1'")
+            connection.execute("UPDATE runs SET due_at = 500 WHERE id = 'r2'")
+        connection.close()
+        assert await store.due_in_turn([Route("w", "1")], 400, None, 9) == []
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE runs SET due_at = 300, worker = NULL WHERE id = 'r1'")
+        connection.close()
+        assert await store.due_in_turn([Route("w", "1")], 400, None, 9) == [run]
+
+
 async def test_an_upgrade_by_two_at_once_is_made_once(path):
     """Proves that processes that open a file of an earlier release together do not fall over each other."""
     made_by_the_first_schema(path)
@@ -105,12 +148,13 @@ async def test_an_upgrade_by_two_at_once_is_made_once(path):
 
 async def test_an_upgraded_file_is_like_a_new_one(path, tmp_path):
     """Proves that an upgrade leaves nothing out: the same columns and indexes as in a new file."""
+    second, new = tmp_path / "second.db", tmp_path / "new.db"
     made_by_the_first_schema(path)
-    new = tmp_path / "new.db"
-    for file in (path, new):
+    made_by_the_second_schema(second)
+    for file in (path, second, new):
         async with opened(file):
             pass
-    assert described(path) == described(new)
+    assert described(path) == described(second) == described(new)
 
 
 def described(path: Path) -> tuple[set[str], dict[str, str]]:
