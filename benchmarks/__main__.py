@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 import trio
 
-from benchmarks import claims, composition, growth, joins, latency, recovery, sleepers, steps
+from benchmarks import claims, composition, fairness, growth, joins, latency, recovery, sleepers, steps
 from benchmarks.figures import Benchmark, Figures, shown
 from benchmarks.machine import machine
 from benchmarks.places import Place, UnknownStore, open_place
 
 BENCHMARKS: dict[str, Benchmark[Any]] = {
     module.BENCHMARK.name: module.BENCHMARK
-    for module in (steps, latency, claims, growth, composition, joins, sleepers, recovery)
+    for module in (steps, latency, claims, fairness, growth, composition, joins, sleepers, recovery)
 }
 
 

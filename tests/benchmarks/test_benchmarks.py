@@ -19,6 +19,7 @@ from streamline_trio.stores.sqlite import _store
 ROOT = Path(__file__).parents[2]
 RATES = {"engine_per_s", "bare_per_s", "ratio", "raw_per_s", "ratio_to_raw", "engine_cpu_us_per_step"}
 COSTS = {"claim_ms", "due_query_ms", "worker_mib", "worker_tasks"}
+WAITS = {"quiet_runs", "median_wait_s", "longest_wait_s", "longest_wait_claims", "runs_per_s"}
 
 PARTS = ("scatter", "together", "asleep", "loop")
 
@@ -34,6 +35,7 @@ SHAPES = {
         "raw_commit_p99_ms",
     },
     "claims": {"processes": {count: {"claims_per_s"} for count in ("1", "2", "4")}},
+    "fairness": dict.fromkeys(("in_turn", "by_priority_alone"), WAITS),
     "growth": {"us_per_step": {"10", "100", "1000"}, "bare_us_per_step": {"10", "100", "1000"}},
     "join": {"us_per_branch": {"20", "40"}},
     "composition": {
@@ -56,6 +58,7 @@ MONGODB = {
     },
     "latency": SHAPES["latency"],
     "claims": {"processes": {count: {"claims_per_s"} for count in ("1", "2")}},
+    "fairness": SHAPES["fairness"],
     "growth": {"us_per_step": {"10", "30"}, "bare_us_per_step": {"10", "30"}},
     "join": {"us_per_branch": {"5", "10"}},
     "composition": {
@@ -124,7 +127,7 @@ def test_all_of_them_run_on_a_store_that_was_named(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
     assert (told["benchmark"], told["store"]) == ("all", "memory:")
-    assert sorted(told["results"]) == ["composition", "growth", "join", "latency", "steps"]
+    assert sorted(told["results"]) == ["composition", "fairness", "growth", "join", "latency", "steps"]
 
 
 @pytest.mark.parametrize(

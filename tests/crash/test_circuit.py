@@ -53,7 +53,7 @@ async def answer(_ctx: Any) -> str:
 
 @pytest.mark.virtual_time
 async def test_an_outage_is_told_once_and_ends_by_itself(caplog):
-    """Each outage publishes one event with its error, the end is logged, and runs are claimed again at once."""
+    """S345: each outage is one event with its error, its end is logged, and runs are claimed again at once."""
     store, flow = Down(MemoryStore()), one_step(answer)
     opening = open_engine(store, flow, clock=VirtualClock(0))
     async with opening as engine, engine.events("scheduler.*") as outages:

@@ -346,7 +346,7 @@ async def test_a_given_client_stays_open(databases):
 
 
 async def test_writes_are_durable_and_reads_are_of_a_majority(databases):
-    """Whatever the client is set to, a majority journals writes, and no failover takes back what was read."""
+    """S350: whatever the client is set to, a majority journals writes, and no failover takes back what was read."""
     url = databases.url("w=1&journal=false&readConcernLevel=local&readPreference=secondary")
     async with opened(url) as store:
         database = store._backend._database

@@ -146,7 +146,7 @@ def test_due_is_a_range_in_its_index(crowded):
 
 @pytest.mark.parametrize("name", REPEATED)
 def test_reads_of_the_engine_never_scan(crowded, name):
-    """No query that the engine repeats walks a table or a whole index."""
+    """S332, S349: no query that the engine repeats walks a table or a whole index."""
     connection = sqlite3.connect(crowded)
     steps = plan(connection, getattr(_reader, name))
     connection.close()
