@@ -2,7 +2,9 @@
 
 # ruff: noqa: ARG002, ASYNC110 - a store's wrapper has its parameters; what is waited for happens in skipped time
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -11,9 +13,9 @@ import trio
 from streamline_trio import Engine, MemoryStore, StepContext, Workflow, open_engine, testing
 from streamline_trio._core.decide import StartRequest, admit
 from streamline_trio._core.documents import Origin
-from streamline_trio._core.store import Applied, Insert
+from streamline_trio._core.store import Applied, Insert, Refused, Update
 from streamline_trio._runtime.claimer import BATCH
-from streamline_trio._runtime.clock import virtual_clock
+from streamline_trio._runtime.clock import Chance, virtual_clock
 from streamline_trio.testing import crash
 from streamline_trio.testing._wrapped_store import Act, WrappedStore
 from tests.scenarios.worlds import idle, in_virtual_time
@@ -247,3 +249,64 @@ async def _all_done(engine: Engine, count: int) -> None:
     with trio.fail_after(100):
         while await engine.count(status="done") < count:
             await trio.sleep(1)
+
+
+class Slow(WrappedStore):
+    """A store that takes a while to answer, and counts the verdicts on claims."""
+
+    verdicts: Counter[type[Any]]
+
+    def __init__(self, inner: Any, verdicts: Counter[type[Any]]) -> None:
+        super().__init__(inner)
+        self.verdicts = verdicts
+
+    async def around(self, name: str, args: tuple[Any, ...], act: Act) -> Any:
+        await trio.sleep(0.002)
+        answer = await act()
+        if name == "write":
+            pairs = zip(args[0], answer, strict=True)
+            self.verdicts.update(type(verdict) for write, verdict in pairs if isinstance(write, Update))
+        return answer
+
+
+@asynccontextmanager
+async def workers(store: MemoryStore, flow: Flow, count: int) -> AsyncGenerator[Counter[type[Any]]]:
+    """So many workers with room for everything; the verdicts on what they write of runs."""
+    verdicts = Counter[type[Any]]()
+    async with AsyncExitStack() as stack:
+        for seed in range(count):
+            slow, chance = Slow(store, verdicts), Chance(seed)
+            await stack.enter_async_context(
+                open_engine(slow, flow, max_concurrent_runs=9999, drain_timeout=0, chance=chance)
+            )
+        yield verdicts
+
+
+@in_virtual_time
+async def test_many_workers_do_not_fight_for_one_page() -> None:
+    """Proves that eight workers that claim from one queue are refused about once for each run, and all get some;
+    where all read the head of the queue, it is five times."""
+    taken: list[str] = []
+    flow, store = noting(taken, seconds=100_000), MemoryStore(exclusive=False)
+    async with workers(store, flow, 8) as verdicts:
+        await queue(store, flow, names("r", 3000))
+        while len(taken) < 3000:
+            await trio.sleep(0.01)
+        assert len(set(taken)) == verdicts[Applied] == 3000
+        assert verdicts[Refused] < 2 * 3000
+        assert len(await store.lease_holders()) == 8
+
+
+@in_virtual_time
+async def test_crowding_never_passes_over_a_higher_priority() -> None:
+    """Proves that workers that read further down the queue still take all of the highest priority first."""
+    taken: list[str] = []
+    flow, store = noting(taken, seconds=100_000), MemoryStore(exclusive=False)
+    async with workers(store, flow, 4):
+        await queue(store, flow, names("high", 1000), priority=1)
+        await queue(store, flow, names("low", 1500))
+        while len(taken) < 2500:
+            await trio.sleep(0.01)
+    # A share goes by turn, and those who were refused the last page of the first priority go on to the next one.
+    high = [place for place, name in enumerate(taken) if name.startswith("high")]
+    assert sum(name.startswith("low") for name in taken[: high[900]]) < 500

@@ -24,7 +24,9 @@ from streamline_trio import (
     Workflow,
     open_engine,
 )
-from streamline_trio._core.store import Update
+from streamline_trio._core.decide import StartRequest, admit
+from streamline_trio._core.documents import Origin
+from streamline_trio._core.store import Insert, Update
 from streamline_trio._runtime.store_urls import store_from
 from streamline_trio.stores.mongo import _stream
 from streamline_trio.testing import FaultyStore, crash, parked
@@ -139,6 +141,41 @@ async def test_due_runs_are_claimed_once_each(store):
 
         await until(all_done)
     assert sorted(calls) == sorted(handle.id for handle in handles)
+
+
+async def test_workers_with_few_places_serve_every_tenant(store):
+    """Proves that several workers under pressure claim each run once, and that a tenant with one run among many of
+    another has it begun before those are done."""
+    begun = list[tuple[str | None, str]]()
+
+    async def handler(ctx: Context) -> None:
+        begun.append((ctx.tenant, ctx.run_id))
+        await trio.sleep(0.02)
+
+    flow = one_step(handler)
+    flow.seal()
+    shared = store_from(store())
+    await shared.open()
+    try:
+        for number in range(61):
+            tenant = "b" if number == 60 else "a"
+            name = f"r{number:02}"
+            origin = Origin(
+                id=name, workflow="flow", start_id=number, created_at=number, input=b"\xc0", tenant=tenant
+            )
+            await shared.write([Insert(admit(StartRequest(origin=origin, state=b"\xc0"), flow.plan, number).run)])
+    finally:
+        await shared.aclose()
+    options: dict[str, Any] = {"max_concurrent_runs": 2, "poll_interval": 0.1}
+    async with open_engine(store(), flow, **options) as one, open_engine(store(), flow, **options):
+
+        async def all_done() -> bool:
+            return await one.count(status="done") == 61
+
+        with trio.fail_after(LONG):
+            await until(all_done)
+    assert len(set(begun)) == len(begun) == 61
+    assert begun.index(("b", "r60")) < 50
 
 
 async def test_sleepers_wake_once(store):

@@ -69,7 +69,8 @@ async def passing_over_stays_within_the_highest_priority(subject: Subject) -> No
     """Some of the first priority are passed over, but never so many that fewer are left of it than the limit."""
     async with opened(subject) as store:
         first = [sample(f"r{n}", due_at=n, priority=5, workflow="wv"[n % 2]) for n in range(6)]
-        await put(store, *first, sample("low", due_at=1), sample("soon", due_at=101, priority=9))
+        low = [sample(f"low{n}", due_at=n + 1) for n in range(4)]
+        await put(store, *first, *low, sample("soon", due_at=101, priority=9))
         routes = [W1, V1]
         for skip, limit, given in [
             (0, 2, "r0 r1"),
@@ -78,7 +79,8 @@ async def passing_over_stays_within_the_highest_priority(subject: Subject) -> No
             (5, 2, "r4 r5"),
             (99, 2, "r4 r5"),
             (99, 6, "r0 r1 r2 r3 r4 r5"),
-            (3, 9, "r0 r1 r2 r3 r4 r5 low"),
+            (3, 7, "r0 r1 r2 r3 r4 r5 low0"),
+            (99, 11, "r0 r1 r2 r3 r4 r5 low0 low1 low2 low3"),
         ]:
             runs = await store.due(routes, 100, limit, skip=skip)
             expect(_ids(runs), given.split(), f"due, limit {limit}, skip {skip}")
