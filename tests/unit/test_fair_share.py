@@ -121,15 +121,15 @@ def test_passing_over_leaves_enough() -> None:
 def test_workers_spread_when_they_are_refused() -> None:
     """Proves that refusals widen the stretch up to its bound, and undisputed pages bring it back to the head."""
     crowding = Crowding()
-    assert crowding.skip(100, 0.999) == 0
+    assert crowding.skip(100, lambda: 0.999) == 0
     for _ in range(20):
         crowding.told(claimed=0, refused=100)
-    assert crowding.skip(100, 0.999) == (WIDEST - 1) * 100
-    assert crowding.skip(100, 0.0) == 0
+    assert crowding.skip(100, lambda: 0.999) == (WIDEST - 1) * 100
+    assert crowding.skip(100, lambda: 0.0) == 0
     crowding.told(claimed=90, refused=10)  # few are no reason either way
-    assert crowding.skip(100, 0.999) == (WIDEST - 1) * 100
+    assert crowding.skip(100, lambda: 0.999) == (WIDEST - 1) * 100
     for _ in range(WIDEST):
         crowding.told(claimed=100, refused=0)
-    assert crowding.skip(100, 0.999) == 0
+    assert crowding.skip(100, lambda: 0.999) == 0
     crowding.told(claimed=0, refused=0)
-    assert crowding.skip(100, 0.999) == 0
+    assert crowding.skip(100, lambda: 0.999) == 0

@@ -128,7 +128,7 @@ class Claimer:
     async def _take_due(self, limit: int) -> int:
         """Claim due runs; how many were found."""
         services, now = self._services, self._services.clock.now()
-        skip = self._crowding.skip(limit, services.chance.roll())
+        skip = self._crowding.skip(limit, services.chance.roll)
         # One more than there are places tells whether all that is due fits.
         asked = limit + 1 + len(self._set_aside)
         found = await services.store.due(self._registry.routes, now, asked, skip=skip)

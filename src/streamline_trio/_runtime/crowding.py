@@ -8,6 +8,8 @@ passes over a higher priority (condition 10 of the store).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 WIDEST = 16
 """Over how many pages workers spread at most."""
 
@@ -18,9 +20,9 @@ class Crowding:
     def __init__(self) -> None:
         self._pages = 1
 
-    def skip(self, places: int, roll: float) -> int:
-        """How many runs to pass over; `roll` is in [0, 1)."""
-        return int(roll * self._pages) * places
+    def skip(self, places: int, roll: Callable[[], float]) -> int:
+        """How many runs to pass over; `roll` gives a number in [0, 1), where there is a choice."""
+        return 0 if self._pages == 1 else int(roll() * self._pages) * places
 
     def told(self, claimed: int, refused: int) -> None:
         """What became of a page of claims."""
