@@ -122,6 +122,30 @@ async def test_who_leaves_the_line_while_it_comes_in_blocks_nobody():
 
 
 @in_virtual_time
+async def test_an_entry_that_came_too_late_is_taken_out_at_once():
+    """Proves that one let in after it has settled and given its slot back, by one that slept, leaves again."""
+    gauge = Gauge(MemoryStore())
+    flow = flow_of(1)
+    (run,) = await queued(gauge, flow, 1)
+    body = encode_bucket(SlotBucket(holders={"gone": 1}, untold=("gone",), limit=1))
+    assert await gauge.write([PutSide(SLOTS, BUCKET, None, body, 1 << 45)]) == [Applied()]
+    store = Interrupted(gauge)
+    async with open_engine(gauge, flow, worker=False) as other:
+
+        async def cancel() -> None:
+            await other.run(run.id).cancel()
+            await trio.sleep(0.5)
+
+        store.before = cancel
+        async with open_engine(store, flow) as engine:
+            assert store.before is None
+            assert await gauge.side(SLOTS, BUCKET) is None
+            assert (await (await engine.start(flow)).wait(timeout=20)).status == "done"
+            await idle()
+    gauge.check_at_rest()
+
+
+@in_virtual_time
 async def test_a_bucket_that_was_made_anew_is_not_overwritten():
     """Proves that a process that slept while its bucket was emptied, removed and made anew cannot undo that."""
     gauge = Gauge(MemoryStore())
