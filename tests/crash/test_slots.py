@@ -184,5 +184,5 @@ def test_slots_in_a_file_bear_crashes(tmp_path):
         places.gauge.check()
         return statuses
 
-    for write in range(0, 12, 4):
+    for write in (0, 2, 4):
         assert play(scenario, flow, mishap=CrashAt(write=write, when="after"), store=places) == ["done"] * 3

@@ -247,7 +247,7 @@ class _Life:
             watcher=watcher,
             is_worker=self._is_worker,
             crash=self._crash,
-            take_up=lambda *asked: take_up(machinery, *asked),
+            take_up=lambda run_id, happening, known: take_up(machinery, run_id, happening, known),
         )
         machinery.slots = self._slots = Slots(machinery)
         machinery.firing = ScheduleFiring(machinery)
