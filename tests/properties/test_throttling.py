@@ -208,7 +208,7 @@ def test_a_begin_that_may_have_happened_stays():
     bucket, _ = ask(Bucket(), [want(run, 1, 1_000)], 5_000)
     for place in (True, False):
         after, _ = ask(bucket, [want(run, 1, 1_000, now=place)], 5_100)
-        _, (other,) = ask(after, [want(Draft("other"), 1, 1_000)], 5_200)
+        _, (other,) = ask(after, [want(Draft("other", slot=5_200), 1, 1_000)], 5_200)
         assert other.answer == "held"
         assert other.at >= 6_000
 

@@ -65,7 +65,7 @@ async def test_workers_that_die_leave_no_hole_and_make_no_burst(store: Store):
 
 async def test_first_starts_through_all_engines_are_one_run(store: Store):
     """S305: Proves that twenty starts at once through three engines make one draft, with one of their inputs."""
-    flow: Workflow[Any, Any] = Workflow("flow", debounce=Debounce(0.5))
+    flow: Workflow[Any, Any] = Workflow("flow", debounce=Debounce(2.0))
     calls = list[int]()
 
     @flow.step
