@@ -445,7 +445,7 @@ async def test_a_broadcast_stays_in_its_tenant():
         await emit(machinery, gone, {}, run=None, id="one", match=None, tenant="a")
         await idle()
         assert [(await engine.get(run)).status for run in ids] == ["waiting", "cancelled", "waiting"]
-        await emit(machinery, gone, {}, run=None, id="one", match=None)
+        await emit(machinery, gone, {}, run=None, id="one", match=None, tenant=None)
         await idle()
         assert [(await engine.get(run)).status for run in ids] == ["cancelled", "cancelled", "waiting"]
         assert sorted(str(run.tenant) for run in await runs_of(engine, "started")) == ["None", "a"]
