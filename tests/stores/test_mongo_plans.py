@@ -49,6 +49,7 @@ QUERIES: dict[tuple[str, str], Callable[[MongoStore], Awaitable[object]]] = {
     (RUNS, "settled"): lambda store: find(store, "updated_at", status=("done",)),
     (RUNS, "dead"): lambda store: find(store, "created_at", dead_lettered=True),
     (RUNS, "children"): lambda store: find(store, "created_at", parent="p"),
+    (RUNS, "tenants"): lambda store: find(store, "created_at", tenant="t"),
     (SIDES, "due"): lambda store: store.sides("broadcast", due_before=5),
     (PAYLOADS, "of_run"): remove,
 }

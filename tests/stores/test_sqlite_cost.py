@@ -201,7 +201,7 @@ def test_writes_never_scan(crowded, rows):
     ],
 )
 def test_lists_use_an_index(crowded, query, sort, index):
-    """The lists that people and retention ask for are served by an index."""
+    """S418: the lists that people, tenants and retention ask for are served by an index."""
     connection = sqlite3.connect(crowded)
     statement, values = _find.page_statement(query, sort, 100, None)
     steps = plan(connection, statement, values)

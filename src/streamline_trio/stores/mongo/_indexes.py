@@ -83,6 +83,8 @@ INDEXES: tuple[Index, ...] = (
     Index(RUNS, "dead", {"created_at": 1, "_id": 1}, {"dead_lettered": True}),
     # find by parent: a run looks after its children.
     Index(RUNS, "children", {"parent.run": 1, "created_at": 1, "_id": 1}, _with("parent.run")),
+    # find in a tenant's scope, which must not cost a look at the runs of others.
+    Index(RUNS, "tenants", {"tenant": 1, "created_at": 1, "_id": 1}, _with("tenant")),
     # sides with `due_before`.
     Index(SIDES, "due", {"kind": 1, "due_at": 1}, _with("due_at")),
     # Removing the payloads of a run, or those it refers to no more.

@@ -61,6 +61,7 @@ _TABLES = (
     "CREATE INDEX runs_settled ON runs (status, updated_at, id) WHERE settled",
     "CREATE INDEX runs_dead ON runs (created_at, id) WHERE dead_lettered",
     "CREATE INDEX runs_children ON runs (parent, created_at, id) WHERE parent IS NOT NULL",
+    "CREATE INDEX runs_tenants ON runs (tenant, created_at, id) WHERE tenant IS NOT NULL",
     """
     CREATE TABLE parts (
         run_id TEXT NOT NULL, part TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (run_id, part)
@@ -107,6 +108,7 @@ _UPGRADES: dict[int, tuple[str, ...]] = {
         "ALTER TABLE runs ADD COLUMN ticket INTEGER",
         "CREATE INDEX runs_queued ON runs (queue, priority DESC, ticket, id) WHERE queue IS NOT NULL",
         "CREATE INDEX runs_dead ON runs (created_at, id) WHERE dead_lettered",
+        "CREATE INDEX runs_tenants ON runs (tenant, created_at, id) WHERE tenant IS NOT NULL",
     ),
 }
 """What makes the next version of a schema out of each, in one pass over the runs at most.
