@@ -133,7 +133,7 @@ def test_all_of_them_run_on_a_store_that_was_named(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
     assert (told["benchmark"], told["store"]) == ("all", "memory:")
-    results = ["broadcast", "composition", "fairness", "growth", "join", "latency", "steps"]
+    results = ["broadcast", "composition", "fairness", "growth", "join", "latency", "starts", "steps"]
     assert sorted(told["results"]) == results
 
 

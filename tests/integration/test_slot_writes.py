@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections import Counter
 from typing import Any
 
@@ -185,19 +184,17 @@ def test_a_look_at_a_long_queue_takes_the_same_steps(files):
 async def test_letting_one_in_costs_the_same_behind_any_queue(files):
     """Proves that the end of a run lets the next one in by the same store calls, however many queue behind it."""
     costs: list[tuple[Counter[str], Counter[str]]] = []
-    times: list[float] = []
     for path in files:
         counting = Counting(SqliteStore(path))
         flow: Workflow[Any, Any] = Workflow("flow", concurrency=Concurrency(1))
         limited = Limited()
         flow.add_step("step", limited._step)
         async with quiet_engine(counting, flow) as engine:
-            began = time.perf_counter()
             run = await engine.start(flow, priority=100)
-            times.append(time.perf_counter() - began)
             assert (await run.get()).status == "running"
+            for look in ("due", "next_due", "sides"):  # of a worker that sleeps until something is due
+                counting.reads.pop(look, None)
             costs.append((counting.writes.copy(), counting.reads.copy()))
             limited.may_end.set()
             await run.cancel()
     assert costs[0] == costs[1]
-    assert times[1] < times[0] * 20 + 0.5

@@ -304,6 +304,7 @@ async def test_a_scatter_costs_one_write_per_key(store, count):
     workflow = steps(1, one_by_one)
     async with quiet_engine(store, workflow) as engine:
         await (await engine.start(workflow)).result(timeout=30)
+        store.reads.pop("sides", None)  # schedules are looked for twice a second, whatever runs do
         assert (store.writes, store.reads) == ({"Insert": 1, "Update": 1 + count}, {})
 
 
@@ -334,6 +335,7 @@ async def test_a_loop_costs_one_write_per_iteration(store, count):
     workflow = steps(1, handler)
     async with quiet_engine(store, workflow) as engine:
         await (await engine.start(workflow)).result(timeout=30)
+        store.reads.pop("sides", None)  # schedules are looked for twice a second, whatever runs do
         assert (store.writes, store.reads) == ({"Insert": 1, "Update": 1 + count}, {})
 
 

@@ -160,6 +160,7 @@ async def test_everything_is_told_by_default():
         "engine.error",
         "engine.definition_changed",
         "scheduler.circuit_open",
+        "scheduler.error",
         "step.compensated",
         "workflow.compensated",
         "workflow.compensating",

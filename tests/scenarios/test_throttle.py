@@ -48,8 +48,9 @@ def throttled(limit: int, window: float, **options: Any) -> tuple[Workflow[Any, 
 
 
 def most_in_a_window(instants: list[float], window: float) -> int:
-    """The most of them that any half-open window of this length holds."""
-    return max((sum(start <= at < start + window for at in instants) for start in instants), default=0)
+    """The most of them that any half-open window of this length holds, in whole milliseconds."""
+    millis, length = [round(at * 1000) for at in instants], round(window * 1000)
+    return max((sum(start <= at < start + length for at in millis) for start in millis), default=0)
 
 
 def begun(runs: list[Run]) -> list[float]:
