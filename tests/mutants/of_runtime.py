@@ -151,7 +151,7 @@ FAULTS = (
         tests=(
             "tests/crash/test_leases.py::test_a_worker_that_cannot_beat_stops_itself_before_others_may_take_over[False]",
         ),
-        seed=199,
+        seed=79,
     ),
     Fault(
         name="beat-counted-from-its-reply",
