@@ -242,7 +242,7 @@ FAULTS = (
         for side in sides:
 """,
         tests=("tests/crash/test_windows.py::test_a_worker_that_enlists_during_a_look_round_is_not_dead",),
-        seed=663,
+        seed=987,
     ),
     Fault(
         name="expected-runs-handed-back",
