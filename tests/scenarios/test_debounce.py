@@ -364,6 +364,21 @@ async def test_the_latest_start_brings_its_version():
 
 
 @in_virtual_time
+async def test_the_latest_start_brings_what_cancels_it():
+    """Proves that a draft is cancelled by the signals of the version that it has by its last start."""
+    old: Workflow[Any, Any] = Workflow("flow", version="1.0.0", debounce=Debounce(10))
+    new: Workflow[Any, Any] = Workflow("flow", version="2.0.0", debounce=Debounce(10), cancel_on=["stop"])
+    for flow in (old, new):
+        flow.add_step("step", lambda ctx: ctx.input)
+    store = MemoryStore()
+    async with open_engine(store, old) as one, open_engine(store, new) as two:
+        handle = await one.start(old, 1)
+        await two.start(new, 2)
+        await two.emit("stop")
+        assert (await at_rest(handle)).status == "cancelled"
+
+
+@in_virtual_time
 async def test_the_timeout_counts_from_when_it_fires():
     """Proves that bumps move the run's own deadline too."""
     flow: Workflow[Any, Any] = Workflow("flow", debounce=Debounce(10), timeout=15)
