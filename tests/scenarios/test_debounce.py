@@ -26,7 +26,7 @@ from streamline_trio._core.decide import StartRequest, admit, decide
 from streamline_trio._core.documents import Origin, active_key
 from streamline_trio._core.happenings import Bumped
 from streamline_trio._runtime.pacing import debounced as with_key
-from streamline_trio.testing import crash
+from streamline_trio.testing import WrappedStore, crash
 from tests.integration.test_writes import Counting
 from tests.scenarios.worlds import at_rest, between, idle, in_virtual_time
 
@@ -212,6 +212,31 @@ async def test_a_start_after_the_end_of_the_window_opens_another():
         assert len({first.id, second.id, third.id}) == 3
         assert (await second.get()).status == "cancelled"
     assert calls == [(10, 1), (20, 3)]
+
+
+class _Slow(WrappedStore):
+    """Once asked to, it looks for a pending draft for two seconds."""
+
+    is_slow = False
+
+    async def around(self, name: str, args: tuple[Any, ...], act: Any) -> Any:
+        if name == "by_active_key" and self.is_slow:
+            await trio.sleep(2)
+        return await act()
+
+
+@in_virtual_time
+async def test_a_draft_is_not_older_than_its_window():
+    """Proves that a start that found the window over is created then, and not before the run that fired."""
+    flow, _ = debounced(10)
+    store = _Slow(MemoryStore())
+    async with open_engine(store, flow) as engine:  # type: ignore[arg-type]  # it has the methods by name
+        first = await engine.start(flow, 1)
+        await trio.sleep(9)
+        store.is_slow = True
+        second = await (await engine.start(flow, 2)).get()
+        assert second.id != first.id
+        assert between((await first.wait()).started_at, second.created_at) == 1
 
 
 @in_virtual_time
