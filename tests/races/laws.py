@@ -116,8 +116,13 @@ def _inside(lines: list[dict[str, Any]], workflow: str, most: int) -> Iterator[s
 
 
 def _refusals(lines: list[dict[str, Any]], calls: list[Call], runs: list[Run]) -> Iterator[str]:
-    """Nobody is refused unless all slots were taken at some instant of the call."""
+    """Nobody is refused unless all slots were taken at some instant of the call.
+
+    A run holds its slot until its end is committed, which is later than the end it has on record, and told after
+    that; of one whose process died before it told, nobody knows until when.
+    """
     asked = {call.value: call for call in calls}
+    settled = {line["settled"]: line["at"] for line in lines if "settled" in line}
     for line in lines:
         if "refused" not in line:
             continue
@@ -129,7 +134,7 @@ def _refusals(lines: list[dict[str, Any]], calls: list[Call], runs: list[Run]) -
             for run in runs
             if (run.workflow, run.input["key"]) == ("refused", call.key)
             and millis(run.created_at) <= line["at"] + CLOCKS
-            and (run.ended_at is None or millis(run.ended_at) >= call.asked - CLOCKS)
+            and settled.get(run.id, math.inf) >= call.asked - CLOCKS
         ]
         if len(held) < FEW:
             yield f"start {call.value} was refused, but only {len(held)} runs of {call.key} lived then"

@@ -108,6 +108,20 @@ def refused_for_nothing() -> Story:
     return [*asked("refused", 1, answered=None), {"refused": 1, "holding": 0, "at": 1}], []
 
 
+def refused_after_the_end() -> Story:
+    runs = [run("refused", n) for n in range(FEW)]
+    lines: list[dict[str, Any]] = [line for n in range(FEW) for line in asked("refused", n)]
+    lines += [{"settled": "r0", "at": 1010}, *asked("refused", 9, 1020, None)]
+    return [*lines, {"refused": 9, "holding": FEW, "at": 1030}], runs
+
+
+def test_a_run_holds_its_slot_until_its_end_is_stored():
+    """Proves that a refusal between the end that a run has on record and the commit of that end is no fault."""
+    lines, runs = refused_after_the_end()
+    assert broken([{**line, "at": 1015} if line.get("asked") == 9 else line for line in lines], runs) != []
+    assert broken([{**line, "at": 1005} if line.get("asked") == 9 else line for line in lines], runs) == []
+
+
 def two_pending() -> Story:
     runs = [run("debounced", 1, created=0, started=500), run("debounced", 2, created=100, started=600)]
     return [*asked("debounced", 1), *asked("debounced", 2)], runs
@@ -129,6 +143,7 @@ def older_input() -> Story:
         (doubled, "made 2 runs"),
         (refused_and_run, "made 1 runs"),
         (refused_for_nothing, "was refused"),
+        (refused_after_the_end, "was refused"),
         (two_pending, "two debounced drafts"),
         (older_input, "not of the later"),
     ],

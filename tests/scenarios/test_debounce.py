@@ -26,7 +26,7 @@ from streamline_trio._core.decide import StartRequest, admit, decide
 from streamline_trio._core.documents import Origin, active_key
 from streamline_trio._core.happenings import Bumped
 from streamline_trio._runtime.pacing import debounced as with_key
-from streamline_trio.testing import crash
+from streamline_trio.testing import WrappedStore, crash
 from tests.integration.test_writes import Counting
 from tests.scenarios.worlds import at_rest, between, idle, in_virtual_time
 
@@ -214,6 +214,31 @@ async def test_a_start_after_the_end_of_the_window_opens_another():
     assert calls == [(10, 1), (20, 3)]
 
 
+class _Slow(WrappedStore):
+    """Once asked to, it looks for a pending draft for two seconds."""
+
+    is_slow = False
+
+    async def around(self, name: str, args: tuple[Any, ...], act: Any) -> Any:
+        if name == "by_active_key" and self.is_slow:
+            await trio.sleep(2)
+        return await act()
+
+
+@in_virtual_time
+async def test_a_draft_is_not_older_than_its_window():
+    """Proves that a start that found the window over is created then, and not before the run that fired."""
+    flow, _ = debounced(10)
+    store = _Slow(MemoryStore())
+    async with open_engine(store, flow) as engine:  # type: ignore[arg-type]  # it has the methods by name
+        first = await engine.start(flow, 1)
+        await trio.sleep(9)
+        store.is_slow = True
+        second = await (await engine.start(flow, 2)).get()
+        assert second.id != first.id
+        assert between((await first.wait()).started_at, second.created_at) == 1
+
+
 @in_virtual_time
 async def test_while_it_runs_the_next_window_is_open():
     """Proves that a run that waits for long keeps nobody from the next one."""
@@ -361,6 +386,21 @@ async def test_the_latest_start_brings_its_version():
         run = await two.run(handle.id).wait()
         assert (run.version, run.input, run.output) == ("2.0.0", "two", "new")
         assert between(run.created_at, run.started_at) == 21
+
+
+@in_virtual_time
+async def test_the_latest_start_brings_what_cancels_it():
+    """Proves that a draft is cancelled by the signals of the version that it has by its last start."""
+    old: Workflow[Any, Any] = Workflow("flow", version="1.0.0", debounce=Debounce(10))
+    new: Workflow[Any, Any] = Workflow("flow", version="2.0.0", debounce=Debounce(10), cancel_on=["stop"])
+    for flow in (old, new):
+        flow.add_step("step", lambda ctx: ctx.input)
+    store = MemoryStore()
+    async with open_engine(store, old) as one, open_engine(store, new) as two:
+        handle = await one.start(old, 1)
+        await two.start(new, 2)
+        await two.emit("stop")
+        assert (await at_rest(handle)).status == "cancelled"
 
 
 @in_virtual_time

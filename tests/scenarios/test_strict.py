@@ -371,6 +371,28 @@ async def test_a_wish_of_one_that_died_leaves_a_settled_run_as_it_was():
         gauge.check_at_rest()
 
 
+@pytest.mark.parametrize("steps", range(1, 12))
+@in_virtual_time
+async def test_a_retry_that_is_given_up_keeps_no_slot(steps):
+    """Proves that who gives up while a run asks for a slot leaves none taken, where nothing is periodic either."""
+    gated = strict()
+    gated.gate("failed").set()
+    async with gauged(gated.flow) as (engine, gauge):
+        failed = await start(engine, gated.flow, "failed", fails=True)
+        await failed.wait()
+        await idle()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(failed.retry)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        await trio.sleep(10)
+        gauge.check_at_rest()
+        with trio.fail_after(10):
+            await failed.retry()
+            await failed.wait()
+
+
 def test_a_limit_is_required_and_a_key_is_not():
     """S282, W31: a limit that is missing or makes no sense is named; without a key there is one bucket."""
     with pytest.raises(TypeError):

@@ -121,9 +121,10 @@ class Debounces:
     async def _open(self, group: Sequence[_Start]) -> str | None:
         """Insert a draft with the id and labels of the first and the input of the last; None if somebody has."""
         services, first, last = self._services, group[0].request, group[-1].request
-        origin = msgspec.structs.replace(first.origin, input=last.origin.input)
+        now = services.clock.now()
+        origin = msgspec.structs.replace(first.origin, input=last.origin.input, created_at=now)
         request = msgspec.structs.replace(first, origin=origin, state=last.state, slot=last.slot)
-        decision = admit(request, group[-1].workflow.plan, services.clock.now())
+        decision = admit(request, group[-1].workflow.plan, now)
         outcome = await self._write(Insert(decision.run), decision)
         if isinstance(outcome, Applied):
             return origin.id

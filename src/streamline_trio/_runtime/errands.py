@@ -186,6 +186,8 @@ class Errands:
         else:
             if stays:
                 done.append(number)
+            elif run.head.status in SETTLED:
+                self._leave()  # who takes the run up may give up before it goes on
 
     async def _do(self, run: RunDoc, errand: Errand) -> bool:
         """Do it; whether it is still in the outbox."""

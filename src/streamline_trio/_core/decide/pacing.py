@@ -76,6 +76,7 @@ def bumped(turn: Turn, happening: Bumped) -> None:
         start_at=at,
         version=turn.plan.version,
         fingerprint=turn.plan.fingerprint,
+        cancelled_by=turn.plan.cancel_signals,
         deadline=None if turn.plan.timeout is None else at + _millis(turn.plan.timeout),
     )
 
