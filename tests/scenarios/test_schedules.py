@@ -773,7 +773,7 @@ async def test_a_run_of_that_id_that_is_not_ours_is_not_taken_for_it():
         await engine.schedule(workflow, every=Recurrence.every(HOUR), id="s")
         doc = msgspec.msgpack.decode((await store.sides(SCHEDULES))[0].body, type=ScheduleDoc)
         name = run_name(doc, FiringDoc(at=doc.anchor + 3_600_000))
-        await engine.start(workflow, "mine", run_id=name.run_id)
+        await engine.start(workflow, "mine", run_id=name)
         await trio.sleep(1.5 * HOUR)
         after = await engine.schedules.get("s")
         assert (after.fired, after.failed, await engine.count()) == (0, 1, 1)

@@ -148,7 +148,7 @@ class Schedules:
                 raise verdict.error
             if isinstance(verdict, Applied):
                 break
-        handle = handle_of(machinery, run_name(after, firing).run_id)
+        handle = handle_of(machinery, run_name(after, firing))
         if workflow is not None:
             ends: Ends = {}
             await firing_service.begin_now(revision + 1, after, workflow, firing, ends).wait()
