@@ -12,6 +12,7 @@ import trio
 import whenever
 
 from streamline_trio import (
+    Debounce,
     Engine,
     InvalidState,
     LocalTime,
@@ -582,6 +583,23 @@ async def test_run_now():
         assert after.next_at == made.next_at
         await trio.sleep(2 * HOUR)
         assert await engine.count() == 3
+
+
+@in_virtual_time
+async def test_firings_of_a_debounced_workflow_name_the_run_that_they_went_into():
+    """Proves that `run_now` and `last_run` give the draft that was pending, and that `skip` waits for its end."""
+    flow = job(debounce=Debounce(100))
+    async with open_engine("memory:", flow) as engine:
+        own = engine.scoped("a")
+        await own.schedule(flow, 5, every=Recurrence.every(60, overlap="skip"), id="s")
+        pending = await own.start(flow, 3)
+        await trio.sleep(90)
+        assert (await own.schedules.get("s")).last_run == pending.id
+        assert (await own.schedules.run_now("s")).id == pending.id
+        await trio.sleep(40)
+        schedule = await own.schedules.get("s")
+        assert (schedule.last_run, schedule.fired, schedule.skipped) == (pending.id, 1, 1)
+        assert [(run.id, run.input) for run in await own.find()] == [(pending.id, 5)]
 
 
 @in_virtual_time
