@@ -21,12 +21,13 @@ from streamline_trio import (
     SqliteStore,
     StepContext,
     Store,
+    StoreUnavailable,
     Workflow,
     open_engine,
 )
 from streamline_trio._core.schedules import SCHEDULES
 from streamline_trio._core.store import Insert, PutSide
-from streamline_trio.testing import CrashAt, FailCall, LoseLeaseAt, Mishap, crash, sweep
+from streamline_trio.testing import CrashAt, FailCall, LoseLeaseAt, Mishap, WrappedStore, crash, sweep
 from tests.crash.faulty_store import ParkingStore
 from tests.crash.scenes import virtual
 from tests.crash.worker_process import Ledger, Site, worker_process, workflows
@@ -187,6 +188,53 @@ async def test_a_worker_that_dies_between_decision_and_start_is_replaced_within_
         await trio.sleep(100)
         assert await fired(second) == [(0.0, "done"), (100.0, "done")]
         assert (await second.schedules.get("s")).fired == 2
+
+
+@virtual
+async def test_a_firing_that_is_taken_up_again_does_not_begin_its_run_again():
+    """Proves that a worker that finds the run of a dead one, after a doubtful insert, adopts it and drives none."""
+    calls: list[str] = []
+    workflow: Workflow[Any, Any] = Workflow("job")
+
+    @workflow.step
+    async def work(ctx: Context) -> None:
+        calls.append(ctx.run_id)
+
+    class Noting(WrappedStore):
+        """What became of a firing cannot be written."""
+
+        inserted = False
+
+        async def around(self, name: str, args: tuple[Any, ...], act: Any) -> Any:
+            if name == "write" and self.inserted and of_a_schedule(args[0]):
+                raise StoreUnavailable("no answer")
+            self.inserted = self.inserted or (name == "write" and of_a_run(args[0]))
+            return await act()
+
+    class Doubtful(WrappedStore):
+        """The first insert of a run has no answer."""
+
+        failed = False
+
+        async def around(self, name: str, args: tuple[Any, ...], act: Any) -> Any:
+            if name == "write" and of_a_run(args[0]) and not self.failed:
+                self.failed = True
+                raise StoreUnavailable("no answer")
+            return await act()
+
+    inner = MemoryStore()
+    async with open_engine(Noting(inner), workflow, lease=9.0) as first:
+        await first.schedule(workflow, every=Recurrence.every(100, count=1), id="s")
+        await trio.sleep(110)
+        assert await fired(first) == [(0.0, "done")]
+        await crash(first)
+    doubtful = Doubtful(inner)
+    async with open_engine(doubtful, workflow, lease=9.0) as second:
+        await trio.sleep(30)
+        assert doubtful.failed
+        assert (await second.schedules.get("s")).fired == 1
+        assert await fired(second) == [(0.0, "done")]
+        assert len(calls) == 1
 
 
 @virtual

@@ -12,6 +12,7 @@ import trio
 import whenever
 
 from streamline_trio import (
+    Debounce,
     Engine,
     InvalidState,
     LocalTime,
@@ -585,6 +586,23 @@ async def test_run_now():
 
 
 @in_virtual_time
+async def test_firings_of_a_debounced_workflow_name_the_run_that_they_went_into():
+    """Proves that `run_now` and `last_run` give the draft that was pending, and that `skip` waits for its end."""
+    flow = job(debounce=Debounce(100))
+    async with open_engine("memory:", flow) as engine:
+        own = engine.scoped("a")
+        await own.schedule(flow, 5, every=Recurrence.every(60, overlap="skip"), id="s")
+        pending = await own.start(flow, 3)
+        await trio.sleep(90)
+        assert (await own.schedules.get("s")).last_run == pending.id
+        assert (await own.schedules.run_now("s")).id == pending.id
+        await trio.sleep(40)
+        schedule = await own.schedules.get("s")
+        assert (schedule.last_run, schedule.fired, schedule.skipped) == (pending.id, 1, 1)
+        assert [(run.id, run.input) for run in await own.find()] == [(pending.id, 5)]
+
+
+@in_virtual_time
 async def test_update():
     """S494: proves that a schedule is moved to another time and zone under its id, and all else can be changed."""
     workflow = job(input=Job)
@@ -773,7 +791,7 @@ async def test_a_run_of_that_id_that_is_not_ours_is_not_taken_for_it():
         await engine.schedule(workflow, every=Recurrence.every(HOUR), id="s")
         doc = msgspec.msgpack.decode((await store.sides(SCHEDULES))[0].body, type=ScheduleDoc)
         name = run_name(doc, FiringDoc(at=doc.anchor + 3_600_000))
-        await engine.start(workflow, "mine", run_id=name.run_id)
+        await engine.start(workflow, "mine", run_id=name)
         await trio.sleep(1.5 * HOUR)
         after = await engine.schedules.get("s")
         assert (after.fired, after.failed, await engine.count()) == (0, 1, 1)

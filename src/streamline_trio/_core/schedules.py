@@ -143,22 +143,11 @@ def is_foreign(doc: ScheduleDoc) -> bool:
 # --- the runs ----------------------------------------------------------------------------------------------
 
 
-class RunName(NamedTuple):
-    """The identity of the run of a firing: an insert of it that is found stored is ours by `start_id`.
-
-    `run_id` is the stored id.
-    """
-
-    run_id: str
-    start_id: int
-
-
-def run_name(doc: ScheduleDoc, firing: FiringDoc) -> RunName:
-    """Always the same for one firing of one incarnation, and for no other."""
+def run_name(doc: ScheduleDoc, firing: FiringDoc) -> str:
+    """The stored id of its run: always the same for one firing of one incarnation, and for no other."""
     what = msgspec.msgpack.encode(("run", doc.tenant, doc.id, doc.incarnation, firing.at, firing.asked))
     digest = hashlib.blake2b(what, digest_size=24).digest()
-    run_id = base64.b32hexencode(digest[:16]).decode().rstrip("=").lower()
-    return RunName(stored_id(doc.tenant, run_id), int.from_bytes(digest[16:], "big") & 0x7FFF_FFFF_FFFF_FFFF)
+    return stored_id(doc.tenant, base64.b32hexencode(digest[:16]).decode().rstrip("=").lower())
 
 
 def scheduled_of(doc: ScheduleDoc, firing: FiringDoc) -> Scheduled:
@@ -198,19 +187,27 @@ def advance(doc: ScheduleDoc, now: int, *, until: int, settled: AbstractSet[str]
     return Advance(turn.result((*left, *firings)), firings)
 
 
-def completed(doc: ScheduleDoc, ends: Mapping[Name, str | None]) -> ScheduleDoc:
-    """These firings have their runs, or (with what went wrong) never will; others may have told so before."""
+def completed(
+    doc: ScheduleDoc, ends: Mapping[Name, str | None], runs_of: Mapping[Name, str] | None = None
+) -> ScheduleDoc:
+    """These firings have their runs, or (with what went wrong) never will; others may have told so before.
+
+    `runs_of` says whose run it is where it is not its own: a debounced firing may go into one that is pending.
+    """
     done = [each for each in doc.pending if each.name in ends]
     if not done:
         return doc
     fine = [each for each in done if ends[each.name] is None]
     by_rule = [each for each in fine if not each.asked]
-    runs = tuple(run_name(doc, each).run_id for each in fine)
+    found = runs_of or {}
+    runs = tuple(found.get(each.name) or run_name(doc, each) for each in fine)
     errors = [error for each in done if (error := ends[each.name]) is not None]
     return msgspec.structs.replace(
         doc,
         pending=tuple(each for each in doc.pending if each.name not in ends),
-        active=() if doc.every.overlap == "allow" else (*doc.active, *runs)[-_ACTIVE_AT_MOST:],
+        active=()
+        if doc.every.overlap == "allow"
+        else tuple(dict.fromkeys((*doc.active, *runs)))[-_ACTIVE_AT_MOST:],
         fired=doc.fired + len(by_rule),
         failed=doc.failed + len(errors),
         last_at=max((each.at for each in by_rule), default=doc.last_at),

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 import trio
 
-from streamline_trio._core.decide import Decision, StartRequest, admit
+from streamline_trio._core.decide import Decision, StartRequest, admit, has_same_cause
 from streamline_trio._core.definition import Workflow
-from streamline_trio._core.documents import WANTS_SLOT, Origin, RunDoc, SlotDoc, unique_key
+from streamline_trio._core.documents import WANTS_SLOT, RunDoc, SlotDoc, unique_key
 from streamline_trio._core.errors import ConcurrencyLimitReached, InvalidState, StoreUnavailable, StreamlineError
 from streamline_trio._core.happenings import Happening, SlotAsked, SlotRefused, TakenUp
 from streamline_trio._core.slots import parts_of
@@ -135,7 +135,7 @@ async def _why_refused(machinery: Machinery, request: StartRequest) -> str | Non
     stored = await machinery.services.read(lambda: store.load(origin.id))
     if stored is None:
         return None
-    if stored.origin.start_id == origin.start_id or _has_same_cause(stored.origin, origin):
+    if has_same_cause(stored.origin, origin):
         return origin.id
     raise InvalidState(
         f"cannot start run {stored.public_id}: the id is in use",
@@ -144,11 +144,6 @@ async def _why_refused(machinery: Machinery, request: StartRequest) -> str | Non
         allowed=(),
         run_id=stored.public_id,
     )
-
-
-def _has_same_cause(stored: Origin, asked: Origin) -> bool:
-    """Whether a broadcast has started the run before: who repeats it adopts the run."""
-    return asked.emission != "" and asked.emission == stored.emission
 
 
 async def _insert(machinery: Machinery, workflow: Workflow[Any, Any], request: StartRequest) -> Outcome:

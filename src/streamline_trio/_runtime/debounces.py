@@ -14,12 +14,13 @@ from typing import Any
 import msgspec
 import trio
 
-from streamline_trio._core.decide import Decision, StartRequest, admit, decide
+from streamline_trio._core.decide import Decision, StartRequest, admit, decide, has_same_cause
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import InvalidState, StoreUnavailable, StreamlineError
 from streamline_trio._core.happenings import Bumped
 from streamline_trio._core.store import Applied, Failed, Insert, Update
+from streamline_trio._core.tenancy import public_id
 from streamline_trio._runtime.committer import Outcome, has_closed
 from streamline_trio._runtime.services import Services
 
@@ -90,7 +91,7 @@ class Debounces:
                 try:
                     run_id = await self._carry_out(key, group)
                 except _IdInUse as clash:
-                    group[0].fail(_in_use(group[0].request.origin.id, str(clash)))
+                    group[0].fail(_in_use(public_id(group[0].request.origin.id), str(clash)))
                     line[:0] = group[1:]
                 except StreamlineError as error:
                     for start in group:
@@ -131,7 +132,7 @@ class Debounces:
         stored = await services.read(lambda: services.store.load(origin.id))
         if stored is None:
             return None
-        if stored.origin.start_id == origin.start_id:
+        if has_same_cause(stored.origin, origin):
             return origin.id
         raise _IdInUse(stored.head.status)
 
@@ -165,7 +166,7 @@ class Debounces:
         if isinstance(outcome, Failed):
             raise outcome.error
         if isinstance(outcome, StoreUnavailable):
-            raise StoreUnavailable(f"run {decision.run.origin.id} may or may not have started") from outcome
+            raise StoreUnavailable(f"run {decision.run.public_id} may or may not have started") from outcome
         return outcome
 
 

@@ -45,8 +45,8 @@ _LONGEST_ERROR = 2000
 _HORIZON = 2.0
 _LEAST_PAUSE = 0.5
 
-Ends = dict[Name, Exception | None]
-"""Firings of which it is known what became of them: their runs are stored, or why they never will be."""
+Ends = dict[Name, Exception | str]
+"""Firings of which it is known what became of them: the stored ids of their runs, or why they never will be."""
 
 _decode = msgspec.msgpack.Decoder(ScheduleDoc).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -341,24 +341,21 @@ class ScheduleFiring:
     async def _start_one(
         self, doc: ScheduleDoc, workflow: Workflow[Any, Any], firing: FiringDoc, ends: Ends
     ) -> None:
-        name = run_name(doc, firing)
         options = StartOptions(
             priority=doc.priority,
             user=doc.user,
             tags=doc.tags,
             meta=None if doc.meta is None else msgspec.msgpack.decode(doc.meta),
             tenant=doc.tenant,
-            fired_by=FiredBy(run_id=name.run_id, start_id=name.start_id, scheduled=scheduled_of(doc, firing)),
+            fired_by=FiredBy(run_id=run_name(doc, firing), scheduled=scheduled_of(doc, firing)),
         )
         try:
-            await start(self._machinery, workflow, msgspec.Raw(doc.input), options)
+            ends[firing.name] = await start(self._machinery, workflow, msgspec.Raw(doc.input), options)
         except StoreUnavailable as error:
             self._services.logger.warning("a firing of schedule %s is left for later: %s", doc.id, error)
         except Exception as error:  # noqa: BLE001 - a definition is the user's and may fail in any way
             ends[firing.name] = error
             self._tell_of(doc, firing, error)
-        else:
-            ends[firing.name] = None
 
     def _tell_of(self, doc: ScheduleDoc, firing: FiringDoc, error: Exception) -> None:
         """A firing came to nothing: say so, and go on."""
@@ -378,9 +375,10 @@ class ScheduleFiring:
     async def _note(self, side: SideDoc, doc: ScheduleDoc, ends: Ends) -> ScheduleDoc | None:
         """Write how firings have ended; the document then, None if it is gone."""
         services, revision = self._services, side.revision
-        told = {name: None if error is None else _text_of(error) for name, error in ends.items()}
+        told = {name: None if isinstance(end, str) else _text_of(end) for name, end in ends.items()}
+        runs = {name: end for name, end in ends.items() if isinstance(end, str)}
         while True:
-            after = completed(doc, told)
+            after = completed(doc, told, runs)
             if after is doc:
                 return doc
             verdict = await services.committer.submit(write_of(after, revision))

@@ -148,15 +148,16 @@ class Schedules:
                 raise verdict.error
             if isinstance(verdict, Applied):
                 break
-        handle = handle_of(machinery, run_name(after, firing).run_id)
+        handle = handle_of(machinery, run_name(after, firing))
         if workflow is not None:
             ends: Ends = {}
             await firing_service.begin_now(revision + 1, after, workflow, firing, ends).wait()
             if firing.name not in ends:
                 raise StoreUnavailable(f"run {handle.id} of schedule {id!r} starts as soon as the store answers")
-            error = ends[firing.name]
-            if error is not None:
-                raise error
+            end = ends[firing.name]
+            if isinstance(end, Exception):
+                raise end
+            return handle_of(machinery, end)
         return handle
 
     async def update(

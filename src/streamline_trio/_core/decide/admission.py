@@ -64,6 +64,21 @@ def admit(request: StartRequest, plan: Plan, now: int, worker: str | None = None
     return turn.build(request.origin.start_id)
 
 
+def has_same_cause(stored: Origin, asked: Origin) -> bool:
+    """Whether the run of this id is ours, or that of the same broadcast or firing: who repeats it adopts the run.
+
+    Each try has a `start_id` of its own, since who finds that in a doubtful insert drives the run.
+    """
+    if stored.start_id == asked.start_id:
+        return True
+    if asked.emission:
+        return asked.emission == stored.emission
+    was, fired = stored.scheduled, asked.scheduled
+    if was is None or fired is None or not fired.schedule:
+        return False
+    return (was.schedule, was.at) == (fired.schedule, fired.at)
+
+
 def _throttle(request: StartRequest, plan: Plan, now: int) -> ThrottleDoc | None:
     if request.throttle is None:
         assert plan.throttle is None, "a run of a throttled workflow begins only by its throttle"
