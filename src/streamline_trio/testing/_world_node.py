@@ -90,7 +90,8 @@ class Node:
                     **self._options,
                 ) as engine:
                     engine.on("*", self._witness.listener())
-                    engine.on("engine.error", lambda event: self._deploy.heard(self.name, event))
+                    if self._deploy.is_mixed:  # else nothing differs, not even by a task
+                        engine.on("engine.error", lambda event: self._deploy.heard(self.name, event))
                     await self._serve(engine)
         except StoreUnavailable as error:
             if self.engine is not None:
