@@ -192,7 +192,7 @@ async def test_a_worker_that_dies_between_decision_and_start_is_replaced_within_
 
 @virtual
 async def test_a_firing_that_is_taken_up_again_does_not_begin_its_run_again():
-    """Proves that a worker that finds the run of a dead one, after a doubtful insert, adopts it and drives none."""
+    """Proves that a worker that finds the run of a dead one after a doubtful insert adopts it and drives none."""
     calls: list[str] = []
     workflow: Workflow[Any, Any] = Workflow("job")
 

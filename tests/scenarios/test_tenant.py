@@ -10,6 +10,9 @@ import trio
 from streamline_trio import (
     Branch,
     ChildFailed,
+    Concurrency,
+    DataCorruption,
+    Debounce,
     Engine,
     InvalidState,
     MemoryStore,
@@ -405,6 +408,37 @@ async def test_errors_show_the_id_that_the_tenant_knows():
             await handle.retry()
         assert caught.value.meta["holder"] == "s"
         told.extend([failed, await second.get(), repr(handle), await handle.timeline(), await handle.progress()])
+    assert "\u241f" not in repr(told)
+
+
+@in_virtual_time
+async def test_what_several_runs_share_shows_the_id_that_the_tenant_knows():
+    """Proves that debounced starts, bulk verbs and damage tell of a run by the id that its tenant knows."""
+    told: list[Any] = []
+    quiet: Workflow[Any, Any] = Workflow("quiet", debounce=Debounce(10), concurrency=Concurrency(1, None, "reject"))
+    store = MemoryStore()
+
+    @quiet.step(attempts=1)
+    async def step(_ctx: Context) -> None:
+        await trio.sleep(5)
+        raise ValueError("planned")
+
+    async with open_engine(store, quiet) as engine:
+        own = engine.scoped("a")
+        own.on("*", told.append)
+        engine.on("*", told.append)
+        for run_id in ("r", "s"):
+            await (await own.start(quiet, 1, run_id=run_id)).wait()
+        with pytest.raises(InvalidState, match="cannot start run r: the id is in use") as used:
+            await own.start(quiet, 1, run_id="r")
+        told.append([str(used.value), used.value.meta])
+        assert await own.retry_all() == 1
+        store.spoil("r\u241fa")
+        with pytest.raises(DataCorruption, match="'r'") as damage:
+            await own.get("r")
+        told.append([str(damage.value), damage.value.meta])
+        await trio.sleep(100)
+    assert any(event.name == "engine.error" for event in told if not isinstance(event, list))
     assert "\u241f" not in repr(told)
 
 

@@ -14,8 +14,11 @@ from streamline_trio import (
     Engine,
     InvalidState,
     MemoryStore,
+    Recurrence,
     RunHandle,
     RunNotFound,
+    ScheduleNotFound,
+    Schedules,
     Signal,
     StepContext,
     TenantRequired,
@@ -95,6 +98,20 @@ OF_MANY: dict[str, tuple[Callable[[Engine], Awaitable[Any]], Any]] = {
     "count": (lambda engine: engine.count(), 0),
     "delete": (lambda engine: engine.delete(), 0),
     "pending": (lambda engine: engine.pending(), []),
+    "cancel_all": (lambda engine: engine.cancel_all(), 0),
+    "retry_all": (lambda engine: engine.retry_all(), 0),
+}
+
+DAILY = Recurrence.daily("09:00", "Europe/Berlin")
+
+ON_SCHEDULE: dict[str, Callable[..., Awaitable[object]]] = {
+    "get": lambda of, **whose: of.get("s", **whose),
+    "pause": lambda of, **whose: of.pause("s", "reason", **whose),
+    "unpause": lambda of, **whose: of.unpause("s", **whose),
+    "run_now": lambda of, **whose: of.run_now("s", **whose),
+    "update": lambda of, **whose: of.update("s", priority=7, **whose),
+    "delete": lambda of, **whose: of.delete("s", **whose),
+    "preview": lambda of, **whose: of.preview("s", 2, **whose),
 }
 
 NO_TENANTS: tuple[Any, ...] = ("", None, 5, "a\nb", "a\u241fb", "x" * 201, "\ud800")
@@ -102,6 +119,7 @@ NO_TENANTS: tuple[Any, ...] = ("", None, 5, "a\nb", "a\u241fb", "x" * 201, "\ud8
 APART = {  # each has a test of its own below
     *("start", "run", "scoped", "worker_id"),
     *("events", "on", "stats", "versions", "workers"),
+    *("schedule", "schedules"),
 }
 
 
@@ -116,6 +134,7 @@ def test_every_verb_has_a_case():
     verbs = {name for name in members(RunHandle) if inspect.isfunction(getattr(RunHandle, name))}
     assert verbs == {*ON_HANDLE}
     assert members(RunHandle) - verbs == {"tenant"}
+    assert members(Schedules) == {*ON_SCHEDULE, "find"}
 
 
 @asynccontextmanager
@@ -189,6 +208,79 @@ async def test_a_token_is_useless_in_another_scope(name, state):
         found = await error_of(BY_TOKEN[name](engine.scoped("b"), token))
         assert found == await error_of(BY_TOKEN[name](engine.scoped("b"), "an invented token, of nobody"))
         assert found[0] is TokenInvalid
+
+
+@pytest.mark.parametrize("name", ON_SCHEDULE)
+@in_virtual_time
+async def test_a_schedule_in_another_scope_is_none(name):
+    """S394, S405: to each verb of another tenant, and outside every scope, the schedule is not there."""
+    store = MemoryStore()
+    async with open_engine(store, flow) as engine, open_engine(MemoryStore(), flow) as empty:
+        await engine.scoped("a").schedule(flow, 1, every=DAILY, id="s")
+        before = await store.sides("schedule")
+        for scope in (engine.scoped("b"), engine.scoped("A"), engine):
+            with pytest.raises(ScheduleNotFound) as caught:
+                await ON_SCHEDULE[name](scope.schedules)
+            with pytest.raises(ScheduleNotFound) as alone:
+                await ON_SCHEDULE[name](empty.scoped("b").schedules)
+            assert (str(caught.value), caught.value.meta) == (str(alone.value), alone.value.meta)
+        with pytest.raises(ValidationError, match="confined to tenant 'b', not 'a'"):
+            await ON_SCHEDULE[name](engine.scoped("b").schedules, tenant="a")
+        assert await store.sides("schedule") == before
+        assert await engine.count() == 0
+        await ON_SCHEDULE[name](engine.schedules, tenant="a")
+
+
+@in_virtual_time
+async def test_schedules_of_one_name_are_each_tenants_own():
+    """S405, S411: two tenants and nobody have a schedule of one id; each lists, moves and deletes its own."""
+    async with open_engine("memory:", flow) as engine:
+        own = {tenant: engine if tenant is None else engine.scoped(tenant) for tenant in ("a", "b", "b\\n", None)}
+        for number, scope in enumerate(own.values()):
+            await scope.schedule(flow, number, every=DAILY, id="s")
+        await own["a"].schedule(flow, 9, every=DAILY, id="t")
+        await own["a"].schedules.delete("s")
+        await own["b"].schedules.pause("s")
+        assert [each.id for each in await own["a"].schedules.find()] == ["t"]
+        for tenant in ("b", "b\\n"):
+            (found,) = await own[tenant].schedules.find()
+            assert (found.id, found.tenant, found.paused) == ("s", tenant, tenant == "b")
+        page = await own["a"].schedules.find(limit=1)
+        everybodys = await engine.schedules.find(limit=1)
+        assert page.cursor is None
+        assert everybodys.cursor is not None
+        (found,) = await own["b"].schedules.find(cursor=everybodys.cursor)
+        assert found.tenant == "b", "the cursor of somebody else leads nowhere else"
+        run = await own["b"].schedules.run_now("s")
+        assert (run.tenant, (await run.get()).id) == ("b", run.id)
+        assert (await own["b"].schedules.get("s")).last_run == run.id
+        assert await own["a"].count() == 0
+        with pytest.raises(ValidationError, match="confined to tenant 'b', not 'a'"):
+            await own["b"].schedule(flow, 1, every=DAILY, tenant="a")
+        with pytest.raises(ValidationError, match="confined to tenant 'b', not 'a'"):
+            await own["b"].schedules.find(tenant="a")
+
+
+@in_virtual_time
+async def test_bulk_verbs_stay_in_their_scope():
+    """S393, S405: what is cancelled, retried and deleted in a scope are its runs, also those of the same ids."""
+    store = MemoryStore()
+    async with open_engine(store, flow) as engine:
+        for tenant in ("a", "b", None):
+            for run_id in ("r", "s"):
+                await engine.start(flow, 1, run_id=run_id, tenant=tenant)
+        await idle()
+        own = engine.scoped("a")
+        for tenant in ("a", "b"):
+            await engine.scoped(tenant).run("s").withdraw()
+        await idle()
+        assert await own.cancel_all() == 1
+        assert [run.status for run in await own.find(sort="created_at")] == ["cancelled", "failed"]
+        assert await own.retry_all() == 1
+        assert [run.status for run in await engine.scoped("b").find(sort="created_at")] == ["waiting", "failed"]
+        assert await own.delete() == 1
+        assert await engine.count(tenant="b") == 2
+        assert await engine.count() == 5
 
 
 @pytest.mark.parametrize("name", OF_MANY)
@@ -298,7 +390,11 @@ async def test_an_engine_that_demands_a_tenant():
         for ask, _ in OF_MANY.values():
             with pytest.raises(TenantRequired):
                 await ask(engine)
-        for refused in (engine.start(flow, 1), engine.emit(note, 1), engine.find(parent="r")):
+        for on_schedule in ON_SCHEDULE.values():
+            with pytest.raises(TenantRequired):
+                await on_schedule(engine.schedules)
+        made: tuple[Awaitable[object], ...] = (engine.schedule(flow, 1, every=DAILY), engine.schedules.find())
+        for refused in (*made, engine.start(flow, 1), engine.emit(note, 1), engine.find(parent="r")):
             with pytest.raises(TenantRequired):
                 await refused
         with pytest.raises(TenantRequired):

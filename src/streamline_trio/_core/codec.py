@@ -36,6 +36,7 @@ from streamline_trio._core.documents import (
     StepDoc,
 )
 from streamline_trio._core.errors import DataCorruption, ValidationError
+from streamline_trio._core.tenancy import public_id
 
 HEAD = "head"
 ORIGIN = "origin"
@@ -104,7 +105,7 @@ def part_name(kind: MapKind, key: str) -> str:
 
 def not_encodable(run: RunDoc, error: BaseException) -> ValidationError:
     """The error to raise when a run cannot be encoded."""
-    return ValidationError(f"run {run.id!r} cannot be encoded: {error}", run=run.id)
+    return ValidationError(f"run {run.public_id!r} cannot be encoded: {error}", run=run.public_id)
 
 
 def join(parts: Mapping[str, bytes], run_id: str | None = None) -> RunDoc:
@@ -134,7 +135,7 @@ def join(parts: Mapping[str, bytes], run_id: str | None = None) -> RunDoc:
 
 
 def _corrupt(parts: Mapping[str, bytes], run_id: str | None, part: str, why: str) -> DataCorruption:
-    run = run_id or _id_in(parts)
+    run = public_id(run_id or _id_in(parts))
     return DataCorruption(f"part {part!r} of run {run!r} cannot be read: {why}", run=run, part=part)
 
 

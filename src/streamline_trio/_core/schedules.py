@@ -216,6 +216,10 @@ def completed(
     )
 
 
+def _last(runs: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(runs))[-_ACTIVE_AT_MOST:]
+
+
 class _Turn:
     """One round of decisions about one schedule."""
 

@@ -39,6 +39,12 @@ def public_id(stored: str) -> str:
     return stored.partition(MARK)[0]
 
 
+def told_id(stored: str) -> str:
+    """What an operator is told who has to find the run: its id, and whose it is."""
+    tenant = tenant_of(stored)
+    return public_id(stored) if tenant is None else f"{public_id(stored)} of tenant {tenant!r}"
+
+
 def tenant_of(stored: str) -> str | None:
     """Whose run is stored under this id."""
     _, mark, tenant = stored.partition(MARK)

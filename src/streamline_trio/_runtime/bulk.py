@@ -209,7 +209,7 @@ class BulkVerbs:
                 except StoreUnavailable as error:
                     failures.append(error)
                 except StreamlineError as error:
-                    self._machinery.services.report(f"{verb} passes over run {run.id}", error, run)
+                    self._machinery.services.report(f"{verb} passes over run {run.public_id}", error, run)
 
         async with trio.open_nursery() as nursery:
             for run in runs:

@@ -15,6 +15,7 @@ from streamline_trio._core.errors import StoreUnavailable, StreamlineError
 from streamline_trio._core.happenings import CancelAsked, Claimed, Slotted
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.store import Applied, Corrupt, Quarantine, Refused, Update
+from streamline_trio._core.tenancy import told_id
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.crew import FRAGILE_FROM, Crew
 from streamline_trio._runtime.crowding import Crowding
@@ -281,7 +282,7 @@ class Claimer:
 
     def quarantine(self, run: Corrupt, told: Callable[[Outcome], None] = lambda _outcome: None) -> None:
         """Take a run that does not decode out of every queue, and report it."""
-        error = StreamlineError(f"run {run.run_id} cannot be decoded and is set aside: {run.error}")
+        error = StreamlineError(f"run {told_id(run.run_id)} cannot be decoded and is set aside: {run.error}")
         self._services.report("quarantine", error)
         self._services.committer.post(Quarantine(run.run_id), told)
 

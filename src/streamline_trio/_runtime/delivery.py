@@ -39,6 +39,7 @@ from streamline_trio._core.errors import (
 )
 from streamline_trio._core.happenings import SignalArrived
 from streamline_trio._core.store import Applied, PutSide, SideDoc
+from streamline_trio._core.tenancy import public_id
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.deliveries import amend, baton
 from streamline_trio._runtime.machinery import Machinery
@@ -142,7 +143,7 @@ class Delivery:
         except StoreUnavailable:
             self._unreached = True
         except StreamlineError as error:
-            self._services.report(f"signal {doc.signal!r} does not fit run {run_id}", error)
+            self._services.report(f"signal {doc.signal!r} does not fit run {public_id(run_id)}", error)
 
     # --- how far it has come -------------------------------------------------------------------------------
 

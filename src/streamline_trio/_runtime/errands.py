@@ -21,7 +21,7 @@ from streamline_trio._core.joins import bits_of, branch_id
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Applied, Corrupt, Failed, Quarantine, Update
-from streamline_trio._core.tenancy import stored_id
+from streamline_trio._core.tenancy import stored_id, told_id
 from streamline_trio._runtime.machinery import Machinery
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ class Errands:
         return True
 
     def _quarantine(self, run: Corrupt) -> None:
-        error = StreamlineError(f"run {run.run_id} cannot be decoded and is set aside: {run.error}")
+        error = StreamlineError(f"run {told_id(run.run_id)} cannot be decoded and is set aside: {run.error}")
         self._services.report("quarantine", error)
         self._services.committer.post(Quarantine(run.run_id), lambda _outcome: None)
 

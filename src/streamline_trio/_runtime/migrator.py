@@ -219,7 +219,7 @@ class Migrator:
     def _refuse(self, run: RunDoc, workflow: Workflow[Any, Any], error: Exception) -> None:
         self._remember(run)
         old, new = f"{workflow.id} {run.head.version}", workflow.version
-        self._services.report(f"run {run.origin.id} of {old} is not taken over by {new}", error, run)
+        self._services.report(f"run {run.public_id} of {old} is not taken over by {new}", error, run)
 
     def _remember(self, run: RunDoc) -> None:
         """As it is now; of too many the oldest are asked about again."""

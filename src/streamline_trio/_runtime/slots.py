@@ -22,6 +22,7 @@ from streamline_trio._core.happenings import SlotRefused
 from streamline_trio._core.slots import EMPTY, SLOTS, SlotBucket
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Applied, Corrupt, Delete, Failed, PutSide, Quarantine, SideDoc
+from streamline_trio._core.tenancy import told_id
 from streamline_trio._runtime.granting import grant, reload, still_used
 from streamline_trio._runtime.machinery import Machinery
 
@@ -319,7 +320,9 @@ class Slots:
         page = await services.read(lambda: services.store.queued(bucket, wanted))
         for run in page:
             if isinstance(run, Corrupt):
-                error = StreamlineError(f"run {run.run_id} cannot be decoded and is set aside: {run.error}")
+                error = StreamlineError(
+                    f"run {told_id(run.run_id)} cannot be decoded and is set aside: {run.error}"
+                )
                 services.report("quarantine", error)
                 await services.committer.submit(Quarantine(run.run_id))
                 now.is_more = True

@@ -62,7 +62,7 @@ class Throttles:
             return claim
         ((_, happening),) = await self.happenings([(run, plan)], claim)
         if happening is None:
-            raise StoreUnavailable(f"the throttle of run {run.origin.id} cannot be asked")
+            raise StoreUnavailable(f"the throttle of run {run.public_id} cannot be asked")
         return happening
 
     async def happenings(

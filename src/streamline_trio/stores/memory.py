@@ -24,6 +24,7 @@ from streamline_trio._core.store import (
     Verdict,
     Write,
 )
+from streamline_trio._core.tenancy import public_id
 from streamline_trio.stores._derived import UniqueKey, hint_of
 from streamline_trio.stores._match import matcher, page_of
 from streamline_trio.stores._memory_content import Content
@@ -233,7 +234,7 @@ class MemoryStore:
         return self._content.runs[run_id]
 
     def _corruption(self, run_id: str) -> DataCorruption:
-        return DataCorruption(f"run {run_id!r} cannot be read: it was spoiled", run=run_id)
+        return DataCorruption(f"run {public_id(run_id)!r} cannot be read: it was spoiled", run=public_id(run_id))
 
     def _matching(self, query: RunQuery) -> list[RunDoc]:
         if query.parent is None:

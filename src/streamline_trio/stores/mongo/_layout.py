@@ -53,6 +53,7 @@ from streamline_trio._core.documents import (
 )
 from streamline_trio._core.errors import DataCorruption
 from streamline_trio._core.status import is_settled
+from streamline_trio._core.tenancy import public_id
 from streamline_trio.stores._derived import labels
 from streamline_trio.stores._turns import waits_since
 from streamline_trio.stores.mongo._payload import digest, escape, from_bson, is_large, to_bson, unescape
@@ -271,7 +272,7 @@ def large_in(run: RunDoc) -> dict[str, bytes]:
 
 def to_run(document: Document, large: Large) -> RunDoc:
     """The run; `DataCorruption` if the document is none."""
-    run_id = document.get("_id")
+    run_id = public_id(str(document.get("_id")))
     try:
         return _to_run(document, large)
     except (msgspec.MsgspecError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:

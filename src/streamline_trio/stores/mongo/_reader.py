@@ -13,7 +13,7 @@ from streamline_trio._core.documents import RunDoc, queued_in
 from streamline_trio._core.errors import DataCorruption
 from streamline_trio._core.status import RUN_STATUSES
 from streamline_trio._core.store import Corrupt, Cursor, Route, RowKind, RunQuery, SideDoc, SortKey, Tally
-from streamline_trio._core.tenancy import namesakes_range
+from streamline_trio._core.tenancy import namesakes_range, public_id
 from streamline_trio.stores._derived import signal_label
 from streamline_trio.stores.mongo._changes import rows_name, side_name
 from streamline_trio.stores.mongo._client import Server, Stored
@@ -249,7 +249,8 @@ def _missing(stored: Stored, large: dict[str, bytes]) -> bool:
 
 
 def _incomplete(run_id: str) -> DataCorruption:
-    return DataCorruption(f"run {run_id!r} cannot be read: it refers to a payload that is not there", run=run_id)
+    told = public_id(run_id)
+    return DataCorruption(f"run {told!r} cannot be read: it refers to a payload that is not there", run=told)
 
 
 def _side(stored: Stored) -> SideDoc:
