@@ -7,24 +7,12 @@ from typing import Any
 import pytest
 import trio
 
-from streamline_trio import InvalidState, MemoryStore, Recurrence, ScheduleNotFound, Workflow, open_engine
-from streamline_trio.stores.mongo import _stream
-from tests.scenarios.test_several_workers import Store, all_at_once, opened, until
+from streamline_trio import InvalidState, Recurrence, ScheduleNotFound, Workflow, open_engine
+from tests.scenarios.test_several_workers import all_at_once, opened, store, until
+
+__all__ = ["store"]
 
 WORKERS = 4
-
-
-@pytest.fixture(params=["memory", "sqlite", "mongodb"])
-def store(request, tmp_path, monkeypatch) -> Store:
-    """What each engine opens to reach the same runs."""
-    if request.param == "memory":
-        shared = MemoryStore(exclusive=False)
-        return lambda: shared
-    if request.param == "sqlite":
-        return lambda: f"sqlite:///{tmp_path}/runs.db"
-    monkeypatch.setattr(_stream, "PATIENCE", 0.05)  # closing a change stream waits no longer than this
-    url = request.getfixturevalue("databases").url()
-    return lambda: url
 
 
 def job(calls: list[str]) -> Workflow[Any, Any]:

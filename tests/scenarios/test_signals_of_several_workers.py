@@ -1,32 +1,17 @@
 """Broadcasts among several engines on one store, each with a connection of its own: memory, SQLite and MongoDB."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import pytest
 import trio
 
-from streamline_trio import CancelOn, MemoryStore, Signal, StepContext, Trigger, Workflow, open_engine
-from streamline_trio.stores.mongo import _stream
-from tests.scenarios.test_several_workers import LEASE, LONG, all_at_once, opened, until
+from streamline_trio import CancelOn, Signal, StepContext, Trigger, Workflow, open_engine
+from tests.scenarios.test_several_workers import LEASE, LONG, all_at_once, opened, store, until
+
+__all__ = ["store"]
 
 Ctx = StepContext[Any, Any]
 news = Signal("news", dict[str, int])
-Store = Callable[[], Any]
-
-
-@pytest.fixture(params=["memory", "sqlite", "mongodb"])
-def store(request, tmp_path, monkeypatch) -> Store:
-    """What each engine opens to reach the same runs."""
-    if request.param == "memory":
-        shared = MemoryStore(exclusive=False)
-        return lambda: shared
-    if request.param == "sqlite":
-        return lambda: f"sqlite:///{tmp_path}/runs.db"
-    monkeypatch.setattr(_stream, "PATIENCE", 0.05)  # closing a change stream waits no longer than this
-    url = request.getfixturevalue("databases").url()
-    return lambda: url
 
 
 def workflows() -> list[Workflow[Any, Any]]:
