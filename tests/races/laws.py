@@ -154,12 +154,19 @@ def _rates(runs: list[Run]) -> Iterator[str]:
 
 
 def _pending(calls: list[Call], runs: list[Run]) -> Iterator[str]:
-    """One debounced draft per key at a time, and it begins with the input of the last start that it took."""
-    drafts = sorted((run for run in runs if run.workflow == "debounced"), key=lambda run: run.created_at)
+    """One debounced draft per key at a time, and it begins with the input of the last start that it took.
+
+    A draft is stored by the time that a start is told of it, and pending until it begins.
+    """
+    drafts = sorted((run for run in runs if run.workflow == "debounced"), key=began)
+    told: dict[str, int] = {}
+    for call in calls:
+        if call.run is not None and call.told is not None:
+            told[call.run] = min(call.told, told.get(call.run, call.told))
     latest: dict[str, Run] = {}
     for run in drafts:
         before = latest.get(run.input["key"])
-        if before is not None and began(before) > millis(run.created_at) + CLOCKS:
+        if before is not None and told.get(run.id, math.inf) < began(before) - CLOCKS:
             yield f"two debounced drafts of {run.input['key']} at a time: {before.id}, {run.id}"
         latest[run.input["key"]] = run
     yield from _latest_input({call.value: call for call in calls}, {run.id: run for run in drafts})

@@ -219,7 +219,7 @@ class _Slow(WrappedStore):
 
     is_slow = False
 
-    async def around(self, name: str, args: tuple[Any, ...], act: Any) -> Any:
+    async def around(self, name: str, args: tuple[Any, ...], act: Any) -> Any:  # noqa: ARG002 - of the protocol
         if name == "by_active_key" and self.is_slow:
             await trio.sleep(2)
         return await act()
@@ -230,7 +230,7 @@ async def test_a_draft_is_not_older_than_its_window():
     """Proves that a start that found the window over is created then, and not before the run that fired."""
     flow, _ = debounced(10)
     store = _Slow(MemoryStore())
-    async with open_engine(store, flow) as engine:  # type: ignore[arg-type]  # it has the methods by name
+    async with open_engine(store, flow) as engine:
         first = await engine.start(flow, 1)
         await trio.sleep(9)
         store.is_slow = True
