@@ -66,7 +66,9 @@ def _goes_on(run: RunDoc | None) -> bool:
 
 def _may_be_fired_again(run: RunDoc, now: int) -> bool:
     """A worker that stood still while it started the run of a firing would start it again, were it gone."""
-    scheduled = run.origin.scheduled
+    scheduled, debounce = run.origin.scheduled, run.head.debounce
+    if debounce is not None and debounce.causes and now < run.head.updated_at + KEPT:
+        return True
     return scheduled is not None and bool(scheduled.schedule) and now < run.origin.created_at + KEPT
 
 
