@@ -17,6 +17,7 @@ from streamline_trio import (
     Engine,
     MemoryStore,
     Recurrence,
+    Retention,
     ScheduleNotFound,
     SqliteStore,
     StepContext,
@@ -190,6 +191,46 @@ async def test_a_worker_that_dies_between_decision_and_start_is_replaced_within_
         assert (await second.schedules.get("s")).fired == 2
 
 
+class Noting(WrappedStore):
+    """What became of a firing cannot be written."""
+
+    inserted = False
+
+    async def around(self, name: str, args: tuple[Any, ...], act: Any) -> Any:
+        if name == "write" and self.inserted and of_a_schedule(args[0]):
+            raise StoreUnavailable("no answer")
+        self.inserted = self.inserted or (name == "write" and of_a_run(args[0]))
+        return await act()
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+@virtual
+async def test_a_run_is_kept_until_its_firing_is_noted(exclusive):
+    """Proves that retention leaves the run of a firing that a dead worker could not note, however old it is."""
+    calls: list[str] = []
+    workflow: Workflow[Any, Any] = Workflow("job")
+
+    @workflow.step
+    async def work(ctx: Context) -> None:
+        calls.append(ctx.run_id)
+
+    inner = MemoryStore(exclusive=exclusive)
+    async with open_engine(Noting(inner), workflow) as first:
+        await first.schedule(workflow, every=Recurrence.every(100, count=1), id="s")
+        await trio.sleep(110)
+        while await fired(first) != [(0.0, "done")]:  # noqa: ASYNC110 - once the store has let it through
+            await trio.sleep(1)
+        await crash(first)
+    done = len(calls)
+    await trio.sleep(2 * 3600)
+    kept = Retention(done=60)
+    async with open_engine(inner, workflow, retention=kept) as one, open_engine(inner, workflow, retention=kept):
+        await trio.sleep(600)
+        assert (await one.schedules.get("s")).fired == 1
+        assert await one.count() == 0, "then it goes"
+        assert len(calls) == done
+
+
 @virtual
 async def test_a_firing_that_is_taken_up_again_does_not_begin_its_run_again():
     """Proves that a worker that finds the run of a dead one after a doubtful insert adopts it and drives none."""
@@ -199,17 +240,6 @@ async def test_a_firing_that_is_taken_up_again_does_not_begin_its_run_again():
     @workflow.step
     async def work(ctx: Context) -> None:
         calls.append(ctx.run_id)
-
-    class Noting(WrappedStore):
-        """What became of a firing cannot be written."""
-
-        inserted = False
-
-        async def around(self, name: str, args: tuple[Any, ...], act: Any) -> Any:
-            if name == "write" and self.inserted and of_a_schedule(args[0]):
-                raise StoreUnavailable("no answer")
-            self.inserted = self.inserted or (name == "write" and of_a_run(args[0]))
-            return await act()
 
     class Doubtful(WrappedStore):
         """The first insert of a run has no answer."""

@@ -20,14 +20,19 @@ import trio
 from hypothesis import Phase, given, settings
 
 from streamline_trio import (
+    Concurrency,
+    Debounce,
     Engine,
     MemoryStore,
+    Recurrence,
     Run,
     RunHandle,
     RunNotFound,
     Signal,
     StepContext,
     StreamlineError,
+    Throttle,
+    Trigger,
     Workflow,
     open_engine,
 )
@@ -46,6 +51,25 @@ minted: defaultdict[str | None, list[str]] = defaultdict(list)
 
 flow: Workflow[Any, Any] = Workflow("flow")
 leaf: Workflow[Any, Any] = Workflow("leaf")
+
+
+saved = Signal("saved", int)
+AT_RATES: dict[str, Workflow[Any, Any]] = {
+    "queueing": Workflow("queueing", concurrency=Concurrency(1, str), cancel_on=[note]),
+    "refusing": Workflow("refusing", concurrency=Concurrency(1, when_full="reject")),
+    "throttled": Workflow("throttled", throttle=Throttle(1, 3.719)),
+    "debounced": Workflow("debounced", debounce=Debounce(2.393, str), trigger=Trigger(saved)),
+}
+WORKFLOWS = (flow, leaf, *AT_RATES.values())
+
+
+async def hold(ctx: Context) -> Any:
+    await ctx.sleep(3.171)
+    return ctx.tenant
+
+
+for at_a_rate in AT_RATES.values():
+    at_a_rate.add_step("hold", hold, attempts=1)
 
 
 @leaf.step(attempts=1)
@@ -142,6 +166,38 @@ IN_SCOPE: dict[str, Callable[[Engine, Op], Awaitable[object]]] = {
     "pending": lambda own, _: own.pending(),
     "delete": lambda own, op: own.delete(tags=[op.id]),
     "versions": lambda own, _: own.versions(flow),
+    "schedules": lambda own, op: own.schedules.find(limit=1 + op.number),
+    "cancel all": lambda own, op: own.cancel_all(workflow=workflow_of(op)),
+    "retry all": lambda own, _: own.retry_all(),
+}
+
+RULES = (
+    Recurrence.every(7.313),
+    Recurrence.every(11.737, overlap="skip"),
+    Recurrence.every(3.371, count=2, overlap="queue"),
+)
+
+
+def workflow_of(op: Op) -> Workflow[Any, Any]:
+    return [flow, *AT_RATES.values()][op.number]
+
+
+def start_at_a_rate(own: Engine, op: Op) -> Awaitable[object]:
+    workflow = workflow_of(op)
+    chosen: dict[str, Any] = {} if workflow.id == "debounced" else {"idempotency_key": op.key}
+    return own.start(workflow, op.id, run_id=None if op.key is None else op.id, **chosen)
+
+
+WITH_SCHEDULES: dict[str, Callable[[Engine, Op], Awaitable[object]]] = {
+    "rate": start_at_a_rate,
+    "saved": lambda own, op: own.emit(saved, op.number, id=op.key),
+    "schedule": lambda own, op: own.schedule(workflow_of(op), op.id, every=RULES[op.number % 3], id=op.id),
+    "scheduled": lambda own, op: own.schedules.get(op.id),
+    "run now": lambda own, op: own.schedules.run_now(op.id),
+    "pause schedule": lambda own, op: own.schedules.pause(op.id),
+    "unpause schedule": lambda own, op: own.schedules.unpause(op.id),
+    "update schedule": lambda own, op: own.schedules.update(op.id, priority=op.number, every=RULES[op.number % 3]),
+    "delete schedule": lambda own, op: own.schedules.delete(op.id),
 }
 
 BY_TOKEN: dict[str, Callable[[Engine, str, Op], Awaitable[object]]] = {
@@ -156,8 +212,14 @@ BROADCAST: dict[str, Callable[..., Awaitable[object]]] = {
 }
 
 
-def ops(kinds: tuple[str, ...]) -> st.SearchStrategy[list[Op]]:
+ANYWHERE = {**WITH_SCHEDULES, **BROADCAST}
+OFTEN = (*["rate"] * 8, *["schedule"] * 12, *["run now"] * 4, *["saved"] * 2)
+"""Many verbs need a schedule of that id in that tenant; times of other things are no whole seconds."""
+
+
+def ops(kinds: tuple[str, ...], *more: str) -> st.SearchStrategy[list[Op]]:
     verbs = ["start"] * 20 + [
+        *more,
         *ON_RUN,
         *IN_SCOPE,
         *(name for name in BY_TOKEN for _ in range(3)),
@@ -207,8 +269,8 @@ class World:
             return handle
         if op.verb in BY_TOKEN:
             return await BY_TOKEN[op.verb](own, self._token(op), op)
-        if op.verb in BROADCAST:
-            return await BROADCAST[op.verb](own, op)
+        if op.verb in ANYWHERE:
+            return await ANYWHERE[op.verb](own, op)
         # Outside a scope an id may mean any tenant's run: there only runs that were started there are named.
         named = own.run(op.id) if op.tenant is not None else self._handles.get(op.id)
         if op.verb in ON_RUN:
@@ -231,7 +293,7 @@ class World:
             handles = [self._own(tenant).run(run.id) for run in runs]
             self.told[tenant].append([*runs, *[await handle.logs() for handle in handles]])
             # Events of one run come in order; which of two runs comes first is nobody's promise.
-            self.told[tenant].append(sorted(self._heard[tenant], key=lambda event: (event.run_id, event.revision)))
+            self.told[tenant].append(_by_run(self._heard[tenant]))
         self.told[None].append([await handle.get() for handle in await self._left()])
 
     async def _left(self) -> list[RunHandle]:
@@ -269,13 +331,25 @@ async def quiet(engine: Engine) -> None:
             return
 
 
+def _by_run(events: list[Any]) -> list[Any]:
+    """Runs as they were first heard of; the ids of some are random."""
+    first: dict[str, int] = {}
+    for event in events:
+        first.setdefault(event.run_id, event.at_millis)
+    return sorted(events, key=lambda event: (first[event.run_id], event.run_id, event.revision))
+
+
 def normal(told: object, engine: Engine, *, virtual: bool) -> list[str]:
     """The same for the same: without worker ids and, where time passes, times; minted ids by their order."""
     names: dict[str, str] = {}
     text = repr([_plain(each) for each in told])  # type: ignore[attr-defined]  # a list
     assert MARK not in text
     text = text.replace(str(engine.worker_id), "<worker>")
-    text = re.sub(r"\b[0-9a-z]{26}\b", lambda found: names.setdefault(found[0], f"<id {len(names)}>"), text)
+    text = re.sub(
+        r"\b[0-9a-z]{26}\b|triggered-[0-9a-f]{32}",
+        lambda found: names.setdefault(found[0], f"<id {len(names)}>"),
+        text,
+    )
     if not virtual:
         text = re.sub(r"at_millis=\d+", "<time>", text)
         text = re.sub(r"Instant\(\"[^\"]*\"\)", "<time>", text)
@@ -307,12 +381,12 @@ def check(program: list[Op], world: Callable[[Program], dict[str | None, list[st
 
 
 def in_memory(program: Program) -> dict[str | None, list[str]]:
-    return run_virtually(partial(outcome, open_engine(MemoryStore(), flow, leaf), program, virtual=True))
+    return run_virtually(partial(outcome, open_engine(MemoryStore(), *WORKFLOWS), program, virtual=True))
 
 
 @pytest.mark.deadline(120)
 @settings(max_examples=100)
-@given(program=ops((*KINDS, *TIMED)))
+@given(program=ops((*KINDS, *TIMED), *WITH_SCHEDULES, *OFTEN))
 def test_a_tenant_sees_what_it_would_see_alone(program: list[Op]) -> None:
     """S393, S405, S411, S413: whatever others do under the same names, a tenant is told what it is told alone."""
     check(program, in_memory)
@@ -327,7 +401,7 @@ def test_a_tenant_sees_what_it_would_see_alone_on(kind: str, request: Any, monke
     def stored(program: Program) -> dict[str | None, list[str]]:
         with TemporaryDirectory() as folder:
             url = f"sqlite:///{Path(folder)}/runs.db" if kind == "sqlite" else databases.url()
-            opened = open_engine(url, flow, leaf, poll_interval=0.05)
+            opened = open_engine(url, *WORKFLOWS, poll_interval=0.05)
             return trio.run(partial(outcome, opened, program, virtual=False))
 
     databases: Any = request.getfixturevalue("databases") if kind == "mongodb" else None

@@ -15,16 +15,23 @@ from streamline_trio import (
     Engine,
     InvalidState,
     MemoryStore,
+    Recurrence,
     Run,
     RunHandle,
+    Signal,
     StepContext,
+    StoreUnavailable,
+    Trigger,
     ValidationError,
     Workflow,
     open_engine,
 )
+from streamline_trio._core.broadcasts import BROADCASTS, decode_broadcast
 from streamline_trio._core.decide import StartRequest, admit, decide
 from streamline_trio._core.documents import Origin, active_key
 from streamline_trio._core.happenings import Bumped
+from streamline_trio._core.schedules import SCHEDULES, ScheduleDoc
+from streamline_trio._core.store import PutSide
 from streamline_trio._runtime.pacing import debounced as with_key
 from streamline_trio.testing import WrappedStore, crash
 from tests.integration.test_writes import Counting
@@ -466,3 +473,88 @@ async def test_after_the_end_a_debounced_start_is_refused():
         pass
     with pytest.raises(InvalidState, match="closed"):
         await engine.start(flow)
+
+
+# --- triggers and schedules ----------------------------------------------------------------------------------
+
+saved = Signal("saved", int)
+
+
+class Forgetful(WrappedStore):
+    """What became of a broadcast, or of a firing, cannot be written; `kind` says of which."""
+
+    def __init__(self, inner: Any, kind: str) -> None:
+        super().__init__(inner)
+        self._kind = kind
+
+    async def around(self, name: str, args: tuple[Any, ...], act: Any) -> Any:
+        if name == "write" and any(self._is_note(write) for write in args[0]):
+            raise StoreUnavailable("no answer")
+        return await act()
+
+    def _is_note(self, write: Any) -> bool:
+        if not isinstance(write, PutSide) or write.kind != self._kind or write.expected is None:
+            return False
+        return self._kind != SCHEDULES or not msgspec.msgpack.decode(write.body or b"", type=ScheduleDoc).pending
+
+
+@in_virtual_time
+async def test_broadcasts_become_one_draft():
+    """S312: five events are one draft, which fires once with the last, in each tenant that they are of."""
+    flow, calls = debounced(5, trigger=Trigger(saved))
+    async with open_engine("memory:", flow) as engine:
+        for number in range(5):
+            for tenant in ("a", "b"):
+                await engine.emit(saved, number, tenant=tenant)
+            await trio.sleep(1)
+        assert await engine.count() == 2
+        await trio.sleep(10)
+        assert [value for _, value in calls] == [4, 4]
+        assert {run.tenant for run in await engine.find()} == {"a", "b"}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@in_virtual_time
+async def test_a_broadcast_that_is_repeated_opens_no_second_window(is_first):
+    """Proves that one that its worker could not note is in the run that it went into, also once that has fired."""
+    flow, calls = debounced(5, trigger=Trigger(saved))
+    errors: list[Any] = []
+    inner = MemoryStore(exclusive=False)
+    async with open_engine(inner, flow) as other:
+        other.on("engine.error", errors.append)
+        async with open_engine(Forgetful(inner, BROADCASTS), flow) as first:
+            if not is_first:
+                await other.emit(saved, 1)
+            with trio.move_on_after(1):
+                await first.emit(saved, 2, id="told")
+            await trio.sleep(1)
+            await crash(first)
+        (run,) = await other.find()
+        assert (run.status, run.input) == ("draft", 2)
+        await trio.sleep(8)
+        assert [value for _, value in calls] == [2]
+        assert await other.delete() == 0, "who repeats it must find the run"
+        await other.start(flow, 3)
+        await trio.sleep(100)
+        assert [value for _, value in calls] == [2, 3]
+        assert decode_broadcast((await inner.sides(BROADCASTS))[0].body).done
+    assert not errors
+
+
+@in_virtual_time
+async def test_a_firing_that_is_repeated_opens_no_second_window():
+    """Proves the same of a schedule, whose worker dies before it could note that the firing has put off a draft."""
+    flow, calls = debounced(5)
+    inner = MemoryStore(exclusive=False)
+    async with open_engine(inner, flow, worker=False) as client:
+        await client.schedule(flow, 2, every=Recurrence.every(100, count=1), id="s")
+        async with open_engine(Forgetful(inner, SCHEDULES), flow) as first:
+            await trio.sleep(99)
+            pending = await first.start(flow, 1)
+            await trio.sleep(4)
+            await crash(first)
+        async with open_engine(inner, flow):
+            await trio.sleep(100)
+            schedule = await client.schedules.get("s")
+            assert [value for _, value in calls] == [2]
+            assert (schedule.fired, schedule.last_run) == (1, pending.id)

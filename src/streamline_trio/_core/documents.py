@@ -317,7 +317,8 @@ class DebounceDoc(Doc, frozen=True, kw_only=True):
     """The run was started by starts that followed each other: so many, the first at `first_at`.
 
     While it is pending it holds `key`, and each further start puts it off, but not beyond `until_at`. `fired`: its
-    window is over and it has not begun, since it waits for something else.
+    window is over and it has not begun, since it waits for something else. `causes`: the last of the broadcasts and
+    firings that went into it, for those who repeat them.
     """
 
     key: str
@@ -325,6 +326,7 @@ class DebounceDoc(Doc, frozen=True, kw_only=True):
     until_at: int | None = None
     starts: int = 1
     fired: bool = False
+    causes: tuple[int, ...] = ()
 
 
 class Origin(Doc, frozen=True, kw_only=True):

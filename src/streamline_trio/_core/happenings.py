@@ -330,12 +330,13 @@ class Slotted(Happening, frozen=True, kw_only=True, gc=False):
 class Bumped(Happening, frozen=True, kw_only=True, gc=False):
     """A debounced workflow was started again while this draft is pending; the plan is that of the new start.
 
-    `slot` is what the new input has to ask for, where the workflow has a limit.
+    `slot` is what the new input has to ask for, where the workflow has a limit; `causes` what started it.
     """
 
     input: bytes
     state: bytes
     slot: SlotDoc | None = None
+    causes: tuple[int, ...] = ()
 
 
 class OutputPinned(Happening, frozen=True, kw_only=True, gc=False):

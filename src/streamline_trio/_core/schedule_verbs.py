@@ -37,7 +37,7 @@ def unpaused(doc: ScheduleDoc, now: int) -> ScheduleDoc:
 
 def asked_now(doc: ScheduleDoc, now: int, until: int) -> tuple[ScheduleDoc, FiringDoc]:
     """One firing beside the rule, which moves nothing."""
-    firing = FiringDoc(at=now, asked=doc.asked + 1, until=until)
+    firing = FiringDoc(at=now, asked=doc.asked + 1, until=until, tries=int(until > now))
     return msgspec.structs.replace(doc, asked=firing.asked, pending=(*doc.pending, firing)), firing
 
 

@@ -47,7 +47,7 @@ Name = tuple[int, int]
 class FiringDoc(Doc, frozen=True, kw_only=True):
     """A firing that was decided. `at` is the occurrence; `asked` numbers those of `run_now`.
 
-    Until `until` it is left to the worker that took it.
+    Until `until` it is left to the worker that took it, the `tries`th.
     """
 
     at: int
@@ -56,6 +56,7 @@ class FiringDoc(Doc, frozen=True, kw_only=True):
     fold: bool = False
     asked: int = 0
     until: int = NOW
+    tries: int = 0
 
     @property
     def name(self) -> Name:
@@ -180,7 +181,11 @@ def advance(doc: ScheduleDoc, now: int, *, until: int, settled: AbstractSet[str]
         turn.take_queued()
         if doc.due is not None and doc.due <= now:
             turn.decide(now)
-    firings = tuple(msgspec.structs.replace(each, until=until) for each in turn.pending if each.until <= now)
+    firings = tuple(
+        msgspec.structs.replace(each, until=until, tries=each.tries + 1)
+        for each in turn.pending
+        if each.until <= now
+    )
     left = tuple(each for each in turn.pending if each.until > now)
     if not firings and not turn.has_moved:
         return Advance(doc, ())
@@ -205,9 +210,7 @@ def completed(
     return msgspec.structs.replace(
         doc,
         pending=tuple(each for each in doc.pending if each.name not in ends),
-        active=()
-        if doc.every.overlap == "allow"
-        else tuple(dict.fromkeys((*doc.active, *runs)))[-_ACTIVE_AT_MOST:],
+        active=() if doc.every.overlap == "allow" else _last((*doc.active, *runs)),
         fired=doc.fired + len(by_rule),
         failed=doc.failed + len(errors),
         last_at=max((each.at for each in by_rule), default=doc.last_at),

@@ -61,6 +61,7 @@ class Delivery:
         self._side = side
         self._doc = decode_broadcast(side.body)
         self._first = first
+        self._is_again = first is None
         self._reached = 0
         self._noted = 0
         self._noted_at = trio.current_time()
@@ -166,7 +167,7 @@ class Delivery:
         """Start what it triggers, as far as that can be done here; leave the rest to those who have the code."""
         doc, seen_to = self._doc, list[str]()
         for workflow in doc.triggered:
-            if await fire(self._machinery, doc, workflow):
+            if await fire(self._machinery, doc, workflow, again=self._is_again):
                 seen_to.append(workflow)
             else:
                 # Before the broadcast counts as delivered, after which nobody looks at it any more.

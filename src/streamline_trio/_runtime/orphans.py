@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from streamline_trio._core.broadcasts import BROADCASTS, decode_broadcast, is_pending
 from streamline_trio._core.documents import Parent, RunDoc
 from streamline_trio._core.errors import DataCorruption
-from streamline_trio._core.schedules import KEPT
+from streamline_trio._core.schedules import KEPT, SCHEDULES, ScheduleDoc, key_of, run_name
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Corrupt
 from streamline_trio._core.tenancy import public_id
@@ -16,6 +19,8 @@ from streamline_trio._core.tenancy import public_id
 if TYPE_CHECKING:
     from streamline_trio._runtime.services import Services
 
+
+_decode = msgspec.msgpack.Decoder(ScheduleDoc).decode
 
 _GOING_ON = ("draft", "running", "waiting")
 
@@ -40,7 +45,22 @@ async def deletable(services: Services, runs: Sequence[RunDoc]) -> list[RunDoc]:
     done = [run for run in runs if run.head.errand_at is None and not _may_be_fired_again(run, now)]
     parents = await _parents(services, [run.origin.parent for run in done if run.origin.parent is not None])
     unwanted = [run for run in done if not _is_needed(run.origin.parent, parents)]
-    return [run for run in unwanted if not await _may_be_repeated(services, run)]
+    fired = await _under_way(services, unwanted)
+    return [run for run in unwanted if run.id not in fired and not await _may_be_repeated(services, run)]
+
+
+async def _under_way(services: Services, runs: Iterable[RunDoc]) -> set[str]:
+    """Ids of runs of firings that are not noted yet: who takes one up again, however late, must find its run."""
+    asked = [(run.origin.scheduled, run.origin.tenant) for run in runs if run.origin.scheduled is not None]
+    keys = {key_of(scheduled.schedule, tenant) for scheduled, tenant in asked if scheduled.schedule}
+    found: set[str] = set()
+    for key in sorted(keys):
+        side = await services.read(lambda key=key: services.store.side(SCHEDULES, key))  # type: ignore[misc]  # a lambda with a default
+        if side is not None:
+            with suppress(msgspec.DecodeError, ValueError):
+                doc = _decode(side.body)
+                found.update(run_name(doc, firing) for firing in doc.pending)
+    return found
 
 
 async def _may_be_repeated(services: Services, run: RunDoc) -> bool:
@@ -66,7 +86,9 @@ def _goes_on(run: RunDoc | None) -> bool:
 
 def _may_be_fired_again(run: RunDoc, now: int) -> bool:
     """A worker that stood still while it started the run of a firing would start it again, were it gone."""
-    scheduled = run.origin.scheduled
+    scheduled, debounce = run.origin.scheduled, run.head.debounce
+    if debounce is not None and debounce.causes and now < run.head.updated_at + KEPT:
+        return True
     return scheduled is not None and bool(scheduled.schedule) and now < run.origin.created_at + KEPT
 
 

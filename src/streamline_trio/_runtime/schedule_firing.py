@@ -348,6 +348,7 @@ class ScheduleFiring:
             meta=None if doc.meta is None else msgspec.msgpack.decode(doc.meta),
             tenant=doc.tenant,
             fired_by=FiredBy(run_id=run_name(doc, firing), scheduled=scheduled_of(doc, firing)),
+            again_since=firing.at if firing.tries > 1 else None,
         )
         try:
             ends[firing.name] = await start(self._machinery, workflow, msgspec.Raw(doc.input), options)

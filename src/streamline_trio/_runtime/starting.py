@@ -11,7 +11,7 @@ import whenever
 
 from streamline_trio._core import payload
 from streamline_trio._core.checking import is_mapping, is_text, is_whole
-from streamline_trio._core.decide import StartRequest
+from streamline_trio._core.decide import StartRequest, cause_of
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import Origin, Scheduled
 from streamline_trio._core.durations import instant_millis, seconds_of, to_millis
@@ -37,7 +37,10 @@ class FiredBy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be said beside the workflow and its input; `fired_by` is for schedules, in place of id and time."""
+    """What may be said beside the workflow and its input; `fired_by` is for schedules, in place of id and time.
+
+    `again_since`: the broadcast or firing of this instant may have been seen to before.
+    """
 
     idempotency_key: str | None = None
     priority: int = 0
@@ -50,13 +53,14 @@ class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str | None = None
     emission: str = ""
     fired_by: FiredBy | None = None
+    again_since: int | None = None
 
 
 async def start(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, options: StartOptions) -> str:
     """The stored id of the new run, or of the active one that holds the same key."""
     request = _request(machinery, workflow, value, options)
     if request.debounce is not None:
-        return await machinery.debounces.start(workflow, request)
+        return await machinery.debounces.start(workflow, request, options.again_since)
     return await begin(machinery, workflow, request)
 
 
@@ -93,6 +97,7 @@ def _request(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, opt
         state=workflow.initial_state(stored),
         start_at=start_at,
         slot=slot,
+        causes=cause_of(origin),
     )
     return debounced(paced(request, workflow, attended=slot is None), workflow)
 

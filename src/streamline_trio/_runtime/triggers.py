@@ -57,22 +57,22 @@ async def triggered_by(services: Services, signal: str) -> tuple[str, ...]:
         after = mine[-1]
 
 
-async def fire(machinery: Machinery, doc: BroadcastDoc, workflow: str) -> bool:
-    """Start what the broadcast triggers of a workflow; False if that is for another worker to do.
+async def fire(machinery: Machinery, doc: BroadcastDoc, workflow: str, *, again: bool) -> bool:
+    """Start what the broadcast triggers of a workflow, perhaps `again`; False if that is for another worker to do.
 
     What cannot be started is told as `engine.error`, and not tried again. Raises `StoreUnavailable`.
     """
     mine = await _mine(machinery, workflow)
     if mine is None:
         return False
-    await _start_all(machinery, doc, mine)
+    await _start_all(machinery, doc, mine, again=again)
     return True
 
 
-async def _start_all(machinery: Machinery, doc: BroadcastDoc, mine: Workflow[Any, Any]) -> None:
+async def _start_all(machinery: Machinery, doc: BroadcastDoc, mine: Workflow[Any, Any], *, again: bool) -> None:
     for index, trigger in enumerate(mine.rules.triggers):
         if signal_name(trigger.signal) == doc.signal:
-            await _start(machinery, doc, mine, trigger, triggered_run(doc.key, mine.id, index))
+            await _start(machinery, doc, mine, trigger, triggered_run(doc.key, mine.id, index), again=again)
 
 
 async def _mine(machinery: Machinery, workflow: str) -> Workflow[Any, Any] | None:
@@ -87,13 +87,21 @@ async def _mine(machinery: Machinery, workflow: str) -> Workflow[Any, Any] | Non
 
 
 async def _start(
-    machinery: Machinery, doc: BroadcastDoc, workflow: Workflow[Any, Any], trigger: Trigger, run_id: str
+    machinery: Machinery,
+    doc: BroadcastDoc,
+    workflow: Workflow[Any, Any],
+    trigger: Trigger,
+    run_id: str,
+    *,
+    again: bool,
 ) -> None:
     try:
         value, tenant = _told(trigger, doc)
         if tenant is None and machinery.services.options.tenancy == "required":
             raise TenantRequired(f"signal {doc.signal!r} triggers workflow {workflow.id!r}, and names no tenant")
-        options = StartOptions(run_id=run_id, tenant=tenant, emission=doc.key)
+        options = StartOptions(
+            run_id=run_id, tenant=tenant, emission=doc.key, again_since=doc.at if again else None
+        )
         await start(machinery, workflow, value, options)
     except StoreUnavailable:
         raise
@@ -209,6 +217,6 @@ async def _take_up(machinery: Machinery, mine: Workflow[Any, Any], told: SideDoc
             if not isinstance(await services.committer.submit(put_off), Applied):
                 return
             revision += 1
-        await _start_all(machinery, doc, mine)
+        await _start_all(machinery, doc, mine, again=True)
         await amend(services, told.key, lambda doc: fired(doc, mine.id))
     await services.committer.submit(PutSide(told.kind, told.key, revision, None))

@@ -28,7 +28,7 @@ from streamline_trio._core.decide import (
     stepping,
     suspending,
 )
-from streamline_trio._core.decide.admission import StartRequest, admit, has_same_cause
+from streamline_trio._core.decide.admission import StartRequest, admit, cause_of, has_same_cause
 from streamline_trio._core.decide.forking import ForkRequest, fork
 from streamline_trio._core.decide.turn import Decision, Turn
 from streamline_trio._core.documents import RunDoc
@@ -94,4 +94,4 @@ def decide(run: RunDoc, happening: h.Happening, plan: Plan, now: int, commit: in
     return turn.build(commit)
 
 
-__all__ = ["Decision", "ForkRequest", "StartRequest", "admit", "decide", "fork", "has_same_cause"]
+__all__ = ["Decision", "ForkRequest", "StartRequest", "admit", "cause_of", "decide", "fork", "has_same_cause"]

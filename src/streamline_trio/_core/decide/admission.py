@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from hashlib import blake2b
 
 import msgspec
 
@@ -19,7 +20,7 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What `start` was asked for, and the run's first state.
 
     `throttle` is the bucket in which it must pass, `debounce` the key of its window; `attended`: whoever inserts it
-    asks for its slot.
+    asks for its slot. `causes`: the broadcasts and firings behind the starts that became this one.
     """
 
     origin: Origin
@@ -29,11 +30,12 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     throttle: str | None = None
     debounce: str | None = None
     attended: bool = False
+    causes: tuple[int, ...] = ()
 
 
 def admit(request: StartRequest, plan: Plan, now: int, worker: str | None = None) -> Decision:
     """A new run: begun by `worker` in the same write, or a draft that waits for its time, its slot and a worker."""
-    debounce = None if request.debounce is None else first_debounce(request.debounce, plan, now)
+    debounce = None if request.debounce is None else first_debounce(request.debounce, plan, now, request.causes)
     start_at = request.start_at if debounce is None else fires_at(debounce, plan, now)
     begins = now if start_at is None else start_at
     head = Head(
@@ -62,6 +64,13 @@ def admit(request: StartRequest, plan: Plan, now: int, worker: str | None = None
         turn.emit(WorkflowStarted)
         turn.begin(plan.first, worker)
     return turn.build(request.origin.start_id)
+
+
+def cause_of(origin: Origin) -> tuple[int, ...]:
+    """What tells a start by a broadcast or a firing from all others, as it follows from the run's id."""
+    if not origin.emission and (origin.scheduled is None or not origin.scheduled.schedule):
+        return ()
+    return (int.from_bytes(blake2b(origin.id.encode(), digest_size=7).digest(), "big"),)
 
 
 def has_same_cause(stored: Origin, asked: Origin) -> bool:

@@ -16,6 +16,8 @@ from streamline_trio._core.happenings import Bumped, Claimed, Slotted
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import SETTLED
 
+_CAUSES = 100
+
 _replace = msgspec.structs.replace
 
 
@@ -50,10 +52,11 @@ def enter_again(turn: Turn) -> None:
         turn.change(throttle=_replace(throttle, stage="new", slot_at=None, turn=throttle.turn + 1))
 
 
-def first_debounce(key: str, plan: Plan, now: int) -> DebounceDoc:
+def first_debounce(key: str, plan: Plan, now: int, causes: tuple[int, ...] = ()) -> DebounceDoc:
     """That of a draft whose first start is now."""
     longest = None if plan.debounce is None else plan.debounce.max_wait
-    return DebounceDoc(key=key, first_at=now, until_at=None if longest is None else now + _millis(longest))
+    until_at = None if longest is None else now + _millis(longest)
+    return DebounceDoc(key=key, first_at=now, until_at=until_at, causes=causes[-_CAUSES:])
 
 
 def fires_at(debounce: DebounceDoc, plan: Plan, now: int) -> int:
@@ -71,7 +74,9 @@ def bumped(turn: Turn, happening: Bumped) -> None:
     turn.state = happening.state
     at = max(fires_at(debounce, turn.plan, turn.now), turn.head.start_at or 0)
     turn.change(
-        debounce=_replace(debounce, starts=debounce.starts + 1),
+        debounce=_replace(
+            debounce, starts=debounce.starts + 1, causes=(*debounce.causes, *happening.causes)[-_CAUSES:]
+        ),
         slot=happening.slot,
         start_at=at,
         version=turn.plan.version,
