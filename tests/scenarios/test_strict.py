@@ -371,6 +371,22 @@ async def test_a_wish_of_one_that_died_leaves_a_settled_run_as_it_was():
         gauge.check_at_rest()
 
 
+@in_virtual_time
+async def test_retrying_many_takes_as_many_as_fit():
+    """Proves that a bulk retry passes over those that find no slot, which is no error of the engine."""
+    gated = strict(2)
+    async with gauged(gated.flow) as (engine, _):
+        errors: list[Any] = []
+        engine.on("engine.error", errors.append)
+        for number in range(5):
+            gated.gate(number).set()
+            await (await start(engine, gated.flow, number, fails=True)).wait()  # type: ignore[arg-type]  # any name
+            gated.gates[number] = trio.Event()
+        assert await engine.retry_all() == 2
+        assert not errors
+        await gated.let_go(*range(5))
+
+
 @pytest.mark.parametrize("steps", range(1, 12))
 @in_virtual_time
 async def test_a_retry_that_is_given_up_keeps_no_slot(steps):

@@ -131,7 +131,8 @@ class Debounces:
         stored = await services.read(lambda: services.store.load(origin.id))
         if stored is None:
             return None
-        if stored.origin.start_id == origin.start_id:
+        is_repeated = origin.emission != "" and stored.origin.emission == origin.emission
+        if is_repeated or stored.origin.start_id == origin.start_id:
             return origin.id
         raise _IdInUse(stored.head.status)
 
