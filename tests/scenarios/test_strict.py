@@ -307,6 +307,20 @@ async def test_a_bucket_heals_before_it_refuses():
         await gated.let_go("active", "more 0", "more 1")
 
 
+@in_virtual_time
+async def test_a_bucket_heals_where_runs_queue():
+    """Proves that entries of runs that are gone do not keep a queue waiting for ever."""
+    gated = Gated(by_key(1))
+    store, name = MemoryStore(exclusive=False), bucket_of(None, "flow", "a")
+    wrong = encode_bucket(SlotBucket(holders={"nobody": 1}, limit=1))
+    async with open_engine(store, gated.flow) as engine:
+        assert await store.write([PutSide(SLOTS, name, None, wrong)]) == [Applied()]
+        run = await start(engine, gated.flow, "one")
+        gated.gate("one").set()
+        with trio.fail_after(100):
+            await run.wait()
+
+
 @pytest.mark.parametrize("full", [False, True])
 @in_virtual_time
 async def test_the_draft_of_a_starter_that_died_is_removed(full):
