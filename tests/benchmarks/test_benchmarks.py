@@ -22,7 +22,8 @@ COSTS = {"claim_ms", "due_query_ms", "worker_mib", "worker_tasks"}
 WAITS = {"quiet_runs", "median_wait_s", "longest_wait_s", "longest_wait_claims", "runs_per_s"}
 
 _RATIOS = {kind: {"starts_per_s", "ratio_to_plain"} for kind in ("plain", "limit", "throttle", "debounce")}
-STARTS = {"one_key": _RATIOS, "many_keys": _RATIOS}
+_PROMOTIONS = {queued: {"promotions_per_s", "ratio_to_shortest"} for queued in ("10", "100")}
+STARTS = {"one_key": _RATIOS, "many_keys": _RATIOS, "promotions": _PROMOTIONS}
 PARTS = ("scatter", "together", "asleep", "loop")
 
 # A shape maps each key to the shape of its value; a set names keys of numbers.

@@ -78,7 +78,9 @@ async def test_a_run_that_queues(store):
         second = await engine.start(limited.flow)
         await quiet(engine, store)
         assert store.writes == {"Insert": 1, "Update": 1}
-        assert (store.refused, store.reads) == ({}, {"side": 1, "queued": 1})
+        assert store.refused == {}
+        # The claimer may still be looking for work after the first.
+        assert [store.reads[name] for name in ("side", "queued", "load", "load_many")] == [1, 1, 0, 0]
         store.reset()
         limited.may_end.set()
         await first.wait()

@@ -156,20 +156,24 @@ def _rates(runs: list[Run]) -> Iterator[str]:
 def _pending(calls: list[Call], runs: list[Run]) -> Iterator[str]:
     """One debounced draft per key at a time, and it begins with the input of the last start that it took.
 
-    A draft is stored by the time that a start is told of it, and pending until it begins.
+    A draft is pending for sure from when its first caller was told of it until a worker decided to begin it: the
+    instants it has on record are those of decisions, which a busy store may carry out much later.
     """
-    drafts = sorted((run for run in runs if run.workflow == "debounced"), key=began)
-    told: dict[str, int] = {}
-    for call in calls:
-        if call.run is not None and call.told is not None:
-            told[call.run] = min(call.told, told.get(call.run, call.told))
+    drafts = [run for run in runs if run.workflow == "debounced"]
+    told = {call.run: call.told for call in sorted(calls, key=_told_at, reverse=True) if call.told is not None}
+    known = sorted((run for run in drafts if run.id in told), key=lambda run: told[run.id])
     latest: dict[str, Run] = {}
-    for run in drafts:
-        before = latest.get(run.input["key"])
-        if before is not None and told.get(run.id, math.inf) < began(before) - CLOCKS:
+    for run in known:
+        before, since = latest.get(run.input["key"]), told[run.id]
+        if before is not None and began(before) > since + CLOCKS and began(run) > since + CLOCKS:
             yield f"two debounced drafts of {run.input['key']} at a time: {before.id}, {run.id}"
-        latest[run.input["key"]] = run
+        if before is None or began(run) > began(before):
+            latest[run.input["key"]] = run
     yield from _latest_input({call.value: call for call in calls}, {run.id: run for run in drafts})
+
+
+def _told_at(call: Call) -> float:
+    return math.inf if call.told is None else call.told
 
 
 def _latest_input(calls: dict[int, Call], drafts: dict[str, Run]) -> Iterator[str]:

@@ -443,6 +443,26 @@ async def test_a_run_of_a_retired_version_frees_its_slot():
 
 
 @in_virtual_time
+async def test_drafts_that_were_stored_before_there_was_a_limit_keep_it():
+    """Proves that a limit that a workflow has got since holds for the drafts that are there already."""
+    store = MemoryStore()
+    gated, free = Gated(by_key(1)), Workflow[Any, Any]("flow")
+    free.add_step("step", lambda _ctx: None)
+    async with open_engine(store, free, worker=False) as client:
+        runs = [await start(client, free, "one")]
+        await trio.sleep(1)
+        runs.append(await start(client, free, "two"))
+    async with open_engine(store, gated.flow) as engine:
+        await idle()
+        assert gated.began == ["one"]
+        assert (await engine.stats()).slots == {"flow:a": 1}
+        await gated.let_go("one")
+        assert gated.began == ["one", "two"]
+        await gated.let_go("two")
+        assert [await status(engine.run(run.id)) for run in runs] == ["done", "done"]
+
+
+@in_virtual_time
 async def test_two_workers_let_one_draft_in_once():
     """S262, S276: with two engines on a store, one of which has left, the next in line begins exactly once."""
     gauge = Gauge(MemoryStore())

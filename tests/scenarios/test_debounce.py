@@ -33,6 +33,7 @@ from streamline_trio._core.happenings import Bumped
 from streamline_trio._core.schedules import SCHEDULES, ScheduleDoc
 from streamline_trio._core.store import PutSide
 from streamline_trio._runtime.pacing import debounced as with_key
+from streamline_trio._runtime.starting import StartOptions, start
 from streamline_trio.testing import WrappedStore, crash
 from tests.integration.test_writes import Counting
 from tests.scenarios.worlds import at_rest, between, idle, in_virtual_time
@@ -226,7 +227,7 @@ class _Slow(WrappedStore):
 
     is_slow = False
 
-    async def around(self, name: str, args: tuple[Any, ...], act: Any) -> Any:  # noqa: ARG002 - of the protocol
+    async def around(self, name: str, args: tuple[Any, ...], act: Any) -> Any:  # noqa: ARG002 - the protocol's
         if name == "by_active_key" and self.is_slow:
             await trio.sleep(2)
         return await act()
@@ -244,6 +245,18 @@ async def test_a_draft_is_not_older_than_its_window():
         second = await (await engine.start(flow, 2)).get()
         assert second.id != first.id
         assert between((await first.wait()).started_at, second.created_at) == 1
+
+
+@in_virtual_time
+async def test_a_trigger_that_is_repeated_adopts_its_run():
+    """Proves that who goes on with a broadcast that opened a window finds its run, also once that has begun."""
+    flow, calls = debounced(10)
+    async with open_engine("memory:", flow) as engine:
+        options = StartOptions(run_id="r", emission="broadcast")
+        for _ in range(2):
+            assert await start(engine._machinery, flow, 1, options) == "r"
+            await trio.sleep(20)
+    assert calls == [(10, 1)]
 
 
 @in_virtual_time

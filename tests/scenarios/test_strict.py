@@ -307,6 +307,20 @@ async def test_a_bucket_heals_before_it_refuses():
         await gated.let_go("active", "more 0", "more 1")
 
 
+@in_virtual_time
+async def test_a_bucket_heals_where_runs_queue():
+    """Proves that entries of runs that are gone do not keep a queue waiting for ever."""
+    gated = Gated(by_key(1))
+    store, name = MemoryStore(exclusive=False), bucket_of(None, "flow", "a")
+    wrong = encode_bucket(SlotBucket(holders={"nobody": 1}, limit=1))
+    async with open_engine(store, gated.flow) as engine:
+        assert await store.write([PutSide(SLOTS, name, None, wrong)]) == [Applied()]
+        run = await start(engine, gated.flow, "one")
+        gated.gate("one").set()
+        with trio.fail_after(100):
+            await run.wait()
+
+
 @pytest.mark.parametrize("full", [False, True])
 @in_virtual_time
 async def test_the_draft_of_a_starter_that_died_is_removed(full):
@@ -369,6 +383,22 @@ async def test_a_wish_of_one_that_died_leaves_a_settled_run_as_it_was():
         await failed.retry()
         await trio.sleep(1)
         gauge.check_at_rest()
+
+
+@in_virtual_time
+async def test_retrying_many_takes_as_many_as_fit():
+    """Proves that a bulk retry passes over those that find no slot, which is no error of the engine."""
+    gated = strict(2)
+    async with gauged(gated.flow) as (engine, _):
+        errors: list[Any] = []
+        engine.on("engine.error", errors.append)
+        for number in range(5):
+            gated.gate(number).set()
+            await (await start(engine, gated.flow, number, fails=True)).wait()  # type: ignore[arg-type]  # any name
+            gated.gates[number] = trio.Event()
+        assert await engine.retry_all() == 2
+        assert not errors
+        await gated.let_go(*range(5))
 
 
 @pytest.mark.parametrize("steps", range(1, 12))

@@ -418,6 +418,32 @@ async def test_drafts_that_are_taken_over_by_another_version_pass_its_throttle()
     assert [at - begun(runs)[0] for at in begun(runs)] == [0, 0, 10, 15, 20, 25]
 
 
+@pytest.mark.parametrize("version", ["1.0.0", "2.0.0"])
+@in_virtual_time
+async def test_what_was_stored_before_there_was_a_throttle_passes_it(version):
+    """Proves that drafts, forks and runs taken up again pass a throttle that their workflow has got since."""
+    store = MemoryStore()
+    free: Workflow[Any, Any] = Workflow("flow")
+    free.add_step("step", throttled(1, 10)[0].steps["step"].handler)
+    async with open_engine(store, free) as engine:
+        settled = await start_all(engine, free, 2)
+        await all_settled(settled)
+    async with open_engine(store, free, worker=False) as client:
+        drafts = await start_all(client, free, 3)
+        drafts.append(await client.run(settled[0].id).fork("step"))
+    limited, calls = throttled(1, 10, version=version, migrate=lambda run: run)
+    async with open_engine(store, limited) as engine:
+        await all_settled([engine.run(draft.id) for draft in drafts])
+        begins = len(drafts)
+        if version == "1.0.0":
+            again = [engine.run(run.id) for run in settled]
+            for run in again:
+                await run.rewind("step")
+            await all_settled([*again, await again[0].fork("step")])
+            begins += 3
+    assert [at - calls[0][0] for at, _ in calls] == [10.0 * number for number in range(begins)]
+
+
 @in_virtual_time
 async def test_a_starter_that_dies_after_its_insert_leaves_nothing_behind():
     """Proves that a run whose starter died before it asked for a slot is begun by whoever comes, in time."""

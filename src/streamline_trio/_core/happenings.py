@@ -209,28 +209,30 @@ class UndoFailed(Held, frozen=True, kw_only=True, gc=False):
 class Claimed(Happening, frozen=True, kw_only=True, gc=False):
     """A worker takes the run. `lease_dead`: the worker that the present lease names is certainly gone.
 
-    `begins_at` is the instant that the run's throttle has noted for its begin, which is then the present.
+    `begins_at` is the instant that the run's throttle has noted for its begin, which is then the present. `slot`
+    and `throttle` are what a draft has to pass that was stored before its workflow had such a limit.
     """
 
     worker: str
     lease_dead: bool = False
     max_recoveries: int = 5
     begins_at: int | None = None
+    slot: SlotDoc | None = None
+    throttle: str = ""
 
 
 class Migrated(Claimed, frozen=True, kw_only=True, gc=False):
     """A worker takes a run of another version; the plan that decides is that of the new one.
 
     `steps` maps the ids that steps shall have to those they are stored under; stored ones that it does not name are
-    dropped. `outputs` are those that change, by new id; `state` is None if it stays. `slot` is what it is to ask
-    for if the new version has a limit and the run no slot.
+    dropped. `outputs` are those that change, by new id; `state` is None if it stays. `slot` is also for a
+    run that has begun.
     """
 
     steps: dict[str, str]
     current_step: str | None
     outputs: dict[str, bytes] = {}
     state: bytes | None = None
-    slot: SlotDoc | None = None
 
 
 class LeaseLapsed(Happening, frozen=True, kw_only=True, gc=False):
@@ -305,12 +307,13 @@ class TakenUp(Happening, frozen=True, kw_only=True, gc=False):
     """Somebody wants a run to go on that may have settled.
 
     If it needs a slot for that, `acquisition` and `ticket` are those of the new wish; `bucket` is given for a run
-    that has none on record.
+    that has none on record, and so is `throttle`.
     """
 
     acquisition: int = 0
     ticket: int = 0
     bucket: str = ""
+    throttle: str = ""
 
 
 class Rewound(TakenUp, frozen=True, kw_only=True, gc=False):

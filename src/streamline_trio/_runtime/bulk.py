@@ -11,7 +11,13 @@ from typing_extensions import Unpack
 
 from streamline_trio._core.checking import check_reason
 from streamline_trio._core.documents import RunDoc
-from streamline_trio._core.errors import InvalidState, RunNotFound, StoreUnavailable, StreamlineError
+from streamline_trio._core.errors import (
+    ConcurrencyLimitReached,
+    InvalidState,
+    RunNotFound,
+    StoreUnavailable,
+    StreamlineError,
+)
 from streamline_trio._core.happenings import CancelAsked, Happening, Retried
 from streamline_trio._core.status import RunStatus
 from streamline_trio._core.store import Cursor, RunQuery
@@ -147,9 +153,10 @@ class BulkVerbs:
         """Retry the `failed` and `compensation_failed` runs that match all filters; how many.
 
         `dead_lettered=True` takes up dead letters again. Children are left alone unless `parent` is given: a parent
-        that is retried starts those that failed anew, and what a child does must not be done twice. Runs that
-        somebody else has taken up meanwhile, and those whose idempotency key another run has by now, are passed
-        over. Durable when it returns; otherwise as `delete`, and each run as by `RunHandle.retry`.
+        that is retried starts those that failed anew, and what a child does must not be done twice. Passed over are
+        runs that somebody else has taken up meanwhile, those whose idempotency key another run has by now, and
+        those that do not queue and find no slot. Durable when it returns; otherwise as `delete`, and each run as by
+        `RunHandle.retry`.
         """
         meter, query = _Meter(on_progress), self._until_now(await self._query(filters))
 
@@ -204,7 +211,7 @@ class BulkVerbs:
             async with limiter:
                 try:
                     done.append(await self._machinery.act(run.id, happening, run))
-                except (InvalidState, RunNotFound):
+                except (InvalidState, RunNotFound, ConcurrencyLimitReached):
                     return
                 except StoreUnavailable as error:
                     failures.append(error)

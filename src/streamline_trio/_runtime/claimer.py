@@ -24,6 +24,7 @@ from streamline_trio._runtime.fair_share import FairShare
 from streamline_trio._runtime.lapses import Lapses
 from streamline_trio._runtime.observer import Observer
 from streamline_trio._runtime.orphans import orphans_among
+from streamline_trio._runtime.pacing import gated
 from streamline_trio._runtime.registry import Registry
 from streamline_trio._runtime.services import Services
 from streamline_trio._runtime.throttles import Throttles
@@ -246,6 +247,8 @@ class Claimer:
             return
         self.drift.notice(run, workflow.plan)
         try:
+            if isinstance(happening, Claimed):
+                happening = gated(self._services, workflow, run, happening)
             now, commit = self._services.clock.now(), self._services.chance.commit_id()
             decision = decide(run, happening, workflow.plan, now, commit)
         except StreamlineError as error:

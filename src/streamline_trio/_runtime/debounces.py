@@ -175,7 +175,8 @@ class Debounces:
         stored = await services.read(lambda: services.store.load(origin.id))
         if stored is None:
             return None
-        if stored.origin.start_id == origin.start_id:
+        is_repeated = origin.emission != "" and stored.origin.emission == origin.emission
+        if is_repeated or stored.origin.start_id == origin.start_id:
             return origin.id
         if has_same_cause(stored.origin, origin):
             raise _HasBegun

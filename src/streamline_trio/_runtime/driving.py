@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import trio
 
 from streamline_trio._core.decide import decide
+from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import InvalidState, StoreUnavailable, WorkflowNotFound
 from streamline_trio._core.happenings import CancelAsked, Claimed
@@ -14,6 +17,7 @@ from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.driver import Driver
 from streamline_trio._runtime.machinery import Machinery
 from streamline_trio._runtime.orphans import orphans_among
+from streamline_trio._runtime.pacing import gated
 from streamline_trio._runtime.services import Services
 
 
@@ -78,7 +82,7 @@ async def _claim(machinery: Machinery, run: RunDoc, *, lease_dead: bool) -> Outc
         return None
     machinery.claimer.drift.notice(run, workflow.plan)
     try:
-        claim = await _happening(services, run, worker, lease_dead=lease_dead)
+        claim = await _happening(services, workflow, run, worker, lease_dead=lease_dead)
         happening = await machinery.claimer.throttles.passed(run, workflow.plan, claim)
         decision = decide(run, happening, workflow.plan, services.clock.now(), services.chance.commit_id())
     except BaseException:
@@ -110,11 +114,14 @@ async def _claim(machinery: Machinery, run: RunDoc, *, lease_dead: bool) -> Outc
     return outcomes[0]
 
 
-async def _happening(services: Services, run: RunDoc, worker: str, *, lease_dead: bool) -> CancelAsked | Claimed:
+async def _happening(
+    services: Services, workflow: Workflow[Any, Any], run: RunDoc, worker: str, *, lease_dead: bool
+) -> CancelAsked | Claimed:
     """The claim; of a child that its parent no longer waits for, the cancellation."""
     for reason in (await orphans_among(services, [run])).values():
         return CancelAsked(reason=reason)
-    return Claimed(worker=worker, lease_dead=lease_dead, max_recoveries=services.options.max_recoveries)
+    claim = Claimed(worker=worker, lease_dead=lease_dead, max_recoveries=services.options.max_recoveries)
+    return gated(services, workflow, run, claim)
 
 
 def _hand_back(driver: Driver) -> None:

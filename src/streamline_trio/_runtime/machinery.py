@@ -30,6 +30,7 @@ from streamline_trio._runtime.debounces import Debounces
 from streamline_trio._runtime.deliveries import Deliveries
 from streamline_trio._runtime.migrator import Migrator
 from streamline_trio._runtime.observer import Observer
+from streamline_trio._runtime.pacing import throttle_of
 from streamline_trio._runtime.registry import Registry
 from streamline_trio._runtime.services import Services
 from streamline_trio._runtime.slot_wishes import slot_for
@@ -143,12 +144,12 @@ class Machinery:
 
     def _knowing_the_bucket(self, run: RunDoc, happening: Happening) -> Happening:
         """A run that began before its workflow had a limit has no bucket on record."""
-        if run.head.slot is None and isinstance(happening, TakenUp):
-            workflow = self.registry.workflow_for(run)
-            slot = None if workflow is None else slot_for(self.services, workflow, run.origin)
-            if slot is not None:
-                return msgspec.structs.replace(happening, bucket=slot.bucket)
-        return happening
+        if not isinstance(happening, TakenUp) or (workflow := self.registry.workflow_for(run)) is None:
+            return happening
+        if run.head.throttle is None:
+            happening = msgspec.structs.replace(happening, throttle=throttle_of(workflow, run.origin))
+        slot = slot_for(self.services, workflow, run.origin) if run.head.slot is None else None
+        return happening if slot is None else msgspec.structs.replace(happening, bucket=slot.bucket)
 
     async def _knowing_the_holder(self, run: RunDoc, happening: Happening) -> Happening:
         """Some verbs act at once if the worker that holds the run is dead."""

@@ -28,6 +28,7 @@ from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.crew import Crew
 from streamline_trio._runtime.migration import ask_migrate, is_migratable
 from streamline_trio._runtime.orphans import orphans_among
+from streamline_trio._runtime.pacing import gated
 from streamline_trio._runtime.registry import Registry, stored_plans
 from streamline_trio._runtime.services import Services
 from streamline_trio._runtime.slot_wishes import slot_for
@@ -194,7 +195,8 @@ class Migrator:
         if worker is None:
             return None
         happening = msgspec.structs.replace(happening, worker=worker, slot=_slot_of(services, run, workflow))
-        passed = await self._claimer.throttles.passed(run, workflow.plan, happening)
+        claim = gated(services, workflow, run, happening)
+        passed = await self._claimer.throttles.passed(run, workflow.plan, claim)
         return decide(run, passed, workflow.plan, services.clock.now(), services.chance.commit_id())
 
     async def _commit(self, run: RunDoc, decision: Decision, workflow: Workflow[Any, Any]) -> None:

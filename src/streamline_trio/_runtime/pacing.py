@@ -9,13 +9,15 @@ import trio
 
 from streamline_trio._core.decide import StartRequest, decide
 from streamline_trio._core.definition import Workflow
-from streamline_trio._core.documents import RunDoc, debounce_key
+from streamline_trio._core.documents import Origin, RunDoc, debounce_key
 from streamline_trio._core.errors import StreamlineError, ValidationError
 from streamline_trio._core.happenings import Claimed
 from streamline_trio._core.start_options import KeyFunction, call_key
 from streamline_trio._core.store import Applied, Update
 from streamline_trio._core.throttling import bucket_name, want_of
 from streamline_trio._runtime.committer import Outcome
+from streamline_trio._runtime.services import Services
+from streamline_trio._runtime.slot_wishes import slot_for
 from streamline_trio._runtime.throttles import happening_of
 
 if TYPE_CHECKING:
@@ -29,12 +31,33 @@ def paced(request: StartRequest, workflow: Workflow[Any, Any], *, attended: bool
     `attended`: whoever inserts the run sees to its slot (`enter`); else it is due at once and the worker that finds
     it does.
     """
+    name = throttle_of(workflow, request.origin)
+    if not name:
+        return request
+    return msgspec.structs.replace(request, throttle=name, attended=attended and request.start_at is None)
+
+
+def throttle_of(workflow: Workflow[Any, Any], origin: Origin) -> str:
+    """The bucket in which a run has to pass; empty if its workflow has no throttle."""
     rate = workflow.rules.throttle
     if rate is None:
-        return request
-    origin = request.origin
-    name = bucket_name(origin.tenant, origin.workflow, _key(rate.key, request, workflow, "throttle"))
-    return msgspec.structs.replace(request, throttle=name, attended=attended and request.start_at is None)
+        return ""
+    return bucket_name(origin.tenant, origin.workflow, _key(rate.key, origin, workflow, "throttle"))
+
+
+def gated(services: Services, workflow: Workflow[Any, Any], run: RunDoc, claim: Claimed) -> Claimed:
+    """The claim; of a draft that was stored before its workflow had a limit it names what the draft has to pass."""
+    head, rules = run.head, workflow.rules
+    if head.status != "draft":
+        return claim
+    if rules.throttle is not None and head.throttle is None:
+        claim = msgspec.structs.replace(claim, throttle=throttle_of(workflow, run.origin))
+    if rules.concurrency is not None and head.slot is None:
+        slot = slot_for(services, workflow, run.origin)
+        assert slot is not None, "the workflow has a limit"
+        since = max(run.origin.created_at, head.start_at or 0) * 1000
+        claim = msgspec.structs.replace(claim, slot=msgspec.structs.replace(slot, state="queued", ticket=since))
+    return claim
 
 
 def debounced(request: StartRequest, workflow: Workflow[Any, Any]) -> StartRequest:
@@ -43,14 +66,14 @@ def debounced(request: StartRequest, workflow: Workflow[Any, Any]) -> StartReque
     if quiet is None:
         return request
     origin = request.origin
-    name = debounce_key(origin.tenant, origin.workflow, _key(quiet.key, request, workflow, "debounce"))
+    name = debounce_key(origin.tenant, origin.workflow, _key(quiet.key, origin, workflow, "debounce"))
     return msgspec.structs.replace(request, debounce=name)
 
 
-def _key(key: KeyFunction | None, request: StartRequest, workflow: Workflow[Any, Any], what: str) -> str | None:
+def _key(key: KeyFunction | None, origin: Origin, workflow: Workflow[Any, Any], what: str) -> str | None:
     if key is None:
         return None
-    value = workflow.input_decoder.decode(request.origin.input, what="input")
+    value = workflow.input_decoder.decode(origin.input, what="input")
     return call_key(key, value, what=f"the {what} of workflow {workflow.id}")
 
 

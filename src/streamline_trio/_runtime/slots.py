@@ -11,6 +11,7 @@ outbox until the round is through. Entries whose runs may not know of them are m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import trio
 
@@ -29,6 +30,8 @@ from streamline_trio._runtime.machinery import Machinery
 PAGE = 100
 _EVER = 1 << 62
 _RACE_PAUSE = 0.01
+_HEALTHY = 60.0
+_MOST_FULL = 10_000
 _FIRST_NUMBERS = 0x3FFF_FFFF_FFFF_FFFF
 
 
@@ -110,7 +113,7 @@ class _Desk:
 class _Round:
     """One look at a bucket: as it was, as it is to be, and who comes in."""
 
-    __slots__ = ("after", "before", "checked", "granted", "is_more", "side")
+    __slots__ = ("after", "before", "checked", "granted", "is_full", "is_more", "side")
 
     def __init__(self, side: SideDoc | None) -> None:
         self.side = side
@@ -118,6 +121,7 @@ class _Round:
         self.after: SlotBucket = self.before
         self.granted: dict[str, tuple[RunDoc, int]] = {}
         self.is_more = False
+        self.is_full = False
         self.checked = False
 
     def let_in(self, run: RunDoc, acquisition: int, limit: int) -> bool:
@@ -138,6 +142,7 @@ class Slots:
         self._services = machinery.services
         self._desks: dict[str, _Desk] = {}
         self._doubtful: set[str] = set()
+        self._full: dict[str, float] = {}
         self._expected: dict[int, Answer] = {}
 
     # --- who asks and waits --------------------------------------------------------------------------------
@@ -211,11 +216,17 @@ class Slots:
         await self._put(errand.key, _Request(gives_back=entry, checks=errand.attempts > 0))
 
     async def look(self, *, everywhere: bool = False) -> None:
-        """Look at the buckets where somebody came in who, for a while, may not have been told."""
+        """Look at the buckets where somebody came in who, for a while, may not have been told.
+
+        And at those that have long been full, as far as this process has seen.
+        """
         services = self._services
         until = _EVER if everywhere else services.clock.now()
         for side in await services.read(lambda: services.store.sides(SLOTS, due_before=until)):
             await self._put(side.key, _Request(checks=True))
+        long_ago = trio.current_time() - _HEALTHY
+        for bucket in [bucket for bucket, at in islice(self._full.items(), PAGE) if at <= long_ago]:
+            await self._put(bucket, _Request())
 
     # --- the desk ------------------------------------------------------------------------------------------
 
@@ -272,7 +283,7 @@ class Slots:
             await self._check_untold(now, forced=checks)
             await self._let_in_queue(bucket, now)
             refused = await self._let_in_askers(asks, now)
-            if not healed and not all(ask.is_late for ask in refused):
+            if not healed and self._may_be_wrong(bucket, now, refused):
                 healed = True
                 if stale := await self._unfounded(now.after, now.after.holders):
                     gone += stale
@@ -283,6 +294,22 @@ class Slots:
                 return now
             races += 1
             await trio.sleep(_RACE_PAUSE * min(races, 10) * self._services.chance.roll())
+
+    def _may_be_wrong(self, bucket: str, now: _Round, refused: Sequence[_Request]) -> bool:
+        """Whether its holders are to be checked: before anybody is refused, and now and then where some queue."""
+        if not all(ask.is_late for ask in refused):
+            return True
+        if not now.is_full:
+            self._full.pop(bucket, None)
+            return False
+        at = trio.current_time()
+        if len(self._full) > _MOST_FULL:
+            del self._full[next(iter(self._full))]
+        if at < self._full.setdefault(bucket, at) + _HEALTHY:
+            return False
+        del self._full[bucket]
+        self._full[bucket] = at  # the last one again
+        return True
 
     async def _read(self, bucket: str) -> SideDoc | None:
         services = self._services
@@ -329,6 +356,7 @@ class Slots:
                 return
             slot = run.head.slot
             if slot is None or not now.let_in(run, slot.acquisition, slot.limit):
+                now.is_full = True
                 return
         now.is_more = len(page) == wanted
 

@@ -7,7 +7,7 @@ was cancelled, overran its deadline or crashed too often. No handler sees an out
 from __future__ import annotations
 
 from streamline_trio._core.decide import compensating, slotting
-from streamline_trio._core.decide.pacing import pass_throttle
+from streamline_trio._core.decide.pacing import meet_throttle, pass_throttle
 from streamline_trio._core.decide.stepping import overdue
 from streamline_trio._core.decide.suspending import fire
 from streamline_trio._core.decide.turn import Turn
@@ -44,7 +44,7 @@ def claimed(turn: Turn, happening: Claimed) -> None:
         turn.goes_on_undoing = True
     elif turn.is_overdue:
         turn.settle_failed(overdue(turn))
-    elif turn.paused or slotting.join_queue(turn):
+    elif turn.paused or slotting.join_queue(turn, happening.slot) or meet_throttle(turn, happening):
         turn.release()
     elif not _knows_current_step(turn):
         _settle_mismatch(turn)

@@ -10,9 +10,10 @@ import math
 
 import msgspec
 
+from streamline_trio._core.decide.slotting import end_window
 from streamline_trio._core.decide.turn import Turn
 from streamline_trio._core.documents import DebounceDoc, ThrottleDoc
-from streamline_trio._core.happenings import Bumped, Claimed, Slotted
+from streamline_trio._core.happenings import Bumped, Claimed, Slotted, TakenUp
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import SETTLED
 
@@ -45,10 +46,23 @@ def pass_throttle(turn: Turn, happening: Claimed) -> None:
     _move_deadline(turn, turn.now)
 
 
-def enter_again(turn: Turn) -> None:
+def meet_throttle(turn: Turn, happening: Claimed) -> bool:
+    """Instead of being taken: a draft that knows of no throttle has to pass one. False if it has not."""
+    if turn.status != "draft" or turn.head.throttle is not None or not happening.throttle:
+        return False
+    turn.change(throttle=first_throttle(happening.throttle, look_at=None))
+    end_window(turn)
+    return True
+
+
+def enter_again(turn: Turn, happening: TakenUp) -> None:
     """A settled run is taken up: it passes its throttle anew."""
     throttle = turn.head.throttle
-    if throttle is not None and throttle.stage == "begun" and turn.head.status in SETTLED:
+    if turn.head.status not in SETTLED:
+        return
+    if throttle is None and happening.throttle and turn.plan.throttle is not None:
+        turn.change(throttle=first_throttle(happening.throttle, look_at=None))
+    elif throttle is not None and throttle.stage == "begun":
         turn.change(throttle=_replace(throttle, stage="new", slot_at=None, turn=throttle.turn + 1))
 
 

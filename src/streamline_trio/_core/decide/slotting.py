@@ -110,17 +110,28 @@ def _slot_of(turn: Turn, happening: TakenUp | SlotAsked) -> SlotDoc | None:
     return SlotDoc(bucket=happening.bucket, limit=0, acquisition=0, ticket=0, state="left")
 
 
-def join_queue(turn: Turn) -> bool:
-    """Instead of being taken: a draft whose start was put off asks for its slot now. False if it needs none."""
+def join_queue(turn: Turn, first: SlotDoc | None) -> bool:
+    """Instead of being taken: a draft whose start was put off asks for its slot now. False if it needs none.
+
+    `first` is for a draft that has none on record.
+    """
     slot: SlotDoc | None = turn.changed("slot")
+    if slot is None and first is not None and turn.status == "draft":
+        slot = first
+        turn.change(slot=slot)
     if slot is None or slot.state in {"held", "left"}:
         return False
     if slot.state == "later":
         ticket = max(slot.ticket, (turn.head.start_at or 0) * 1000)
         turn.change(slot=_replace(slot, state="asked" if slot.rejects else "queued", ticket=ticket))
-        if turn.head.debounce is not None:
-            turn.change(debounce=_replace(turn.head.debounce, fired=True))
+    end_window(turn)
     return True
+
+
+def end_window(turn: Turn) -> None:
+    """A debounced draft that has to pass something else takes no further starts."""
+    if turn.head.debounce is not None:
+        turn.change(debounce=_replace(turn.head.debounce, fired=True))
 
 
 def migrate(turn: Turn, slot: SlotDoc | None) -> None:

@@ -18,7 +18,7 @@ from streamline_trio._core.events import (
     WorkflowRewound,
     WorkflowUnpaused,
 )
-from streamline_trio._core.happenings import CancelAsked, PauseAsked, Retried, Rewound, UnpauseAsked
+from streamline_trio._core.happenings import CancelAsked, PauseAsked, Retried, Rewound, TakenUp, UnpauseAsked
 from streamline_trio._core.status import SETTLED
 
 _replace = msgspec.structs.replace
@@ -70,7 +70,7 @@ def rewound(turn: Turn, happening: Rewound) -> None:
     turn.drop_records(keep_outcomes=False)
     turn.current_step = happening.to
     turn.emit(WorkflowRewound, step=happening.to)
-    _take_up_again(turn)
+    _take_up_again(turn, happening)
 
 
 def retried(turn: Turn, happening: Retried) -> bool:
@@ -92,7 +92,7 @@ def retried(turn: Turn, happening: Retried) -> bool:
     forget_failed_outcomes(turn, approvals=True)
     _make_memos(turn)
     turn.emit(WorkflowRetry, step=step_id)
-    _take_up_again(turn)
+    _take_up_again(turn, happening)
     turn.change(retried=True)
     return True
 
@@ -128,7 +128,7 @@ def _is_known(turn: Turn, step_id: str) -> bool:
     return any(step.id == step_id for step in turn.plan.steps)
 
 
-def _take_up_again(turn: Turn) -> None:
+def _take_up_again(turn: Turn, happening: TakenUp) -> None:
     turn.to("running")
     turn.lease = None
     turn.cancel_requested = False
@@ -144,4 +144,4 @@ def _take_up_again(turn: Turn) -> None:
     )
     turn.ready()
     restart_deadline(turn)
-    enter_again(turn)
+    enter_again(turn, happening)
