@@ -143,22 +143,12 @@ def is_foreign(doc: ScheduleDoc) -> bool:
 # --- the runs ----------------------------------------------------------------------------------------------
 
 
-class RunName(NamedTuple):
-    """The identity of the run of a firing: an insert of it that is found stored is ours by `start_id`.
-
-    `run_id` is the stored id.
-    """
-
-    run_id: str
-    start_id: int
-
-
-def run_name(doc: ScheduleDoc, firing: FiringDoc) -> RunName:
-    """Always the same for one firing of one incarnation, and for no other."""
+def run_id_of(doc: ScheduleDoc, firing: FiringDoc) -> str:
+    """The stored id of its run: always the same for one firing of one incarnation, and for no other."""
     what = msgspec.msgpack.encode(("run", doc.tenant, doc.id, doc.incarnation, firing.at, firing.asked))
-    digest = hashlib.blake2b(what, digest_size=24).digest()
-    run_id = base64.b32hexencode(digest[:16]).decode().rstrip("=").lower()
-    return RunName(stored_id(doc.tenant, run_id), int.from_bytes(digest[16:], "big") & 0x7FFF_FFFF_FFFF_FFFF)
+    digest = hashlib.blake2b(what, digest_size=24).digest()[:16]  # of this size once, and ids must stay
+    run_id = base64.b32hexencode(digest).decode().rstrip("=").lower()
+    return stored_id(doc.tenant, run_id)
 
 
 def scheduled_of(doc: ScheduleDoc, firing: FiringDoc) -> Scheduled:
@@ -205,7 +195,7 @@ def completed(doc: ScheduleDoc, ends: Mapping[Name, str | None]) -> ScheduleDoc:
         return doc
     fine = [each for each in done if ends[each.name] is None]
     by_rule = [each for each in fine if not each.asked]
-    runs = tuple(run_name(doc, each).run_id for each in fine)
+    runs = tuple(run_id_of(doc, each) for each in fine)
     errors = [error for each in done if (error := ends[each.name]) is not None]
     return msgspec.structs.replace(
         doc,

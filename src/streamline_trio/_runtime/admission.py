@@ -14,9 +14,10 @@ import trio
 
 from streamline_trio._core.decide import Decision, StartRequest, admit
 from streamline_trio._core.definition import Workflow
-from streamline_trio._core.documents import WANTS_SLOT, Origin, RunDoc, SlotDoc, unique_key
+from streamline_trio._core.documents import WANTS_SLOT, RunDoc, SlotDoc, unique_key
 from streamline_trio._core.errors import ConcurrencyLimitReached, InvalidState, StoreUnavailable, StreamlineError
 from streamline_trio._core.happenings import Happening, SlotAsked, SlotRefused, TakenUp
+from streamline_trio._core.same_start import is_same_start
 from streamline_trio._core.slots import parts_of
 from streamline_trio._core.store import Applied, Failed, Insert, KeyTaken
 from streamline_trio._core.tenancy import public_id
@@ -37,7 +38,10 @@ async def begin(machinery: Machinery, workflow: Workflow[Any, Any], request: Sta
     """
     while True:
         with_slot = _renewed(machinery.services, request)
-        outcome = await _store(machinery, with_slot, workflow)
+        try:
+            outcome = await _store(machinery, with_slot, workflow)
+        except LostSlot:
+            continue
         if isinstance(outcome, Applied):
             return request.origin.id
         if isinstance(outcome, Failed):
@@ -72,7 +76,10 @@ async def _store(machinery: Machinery, request: StartRequest, workflow: Workflow
 async def admitted(
     machinery: Machinery, slot: SlotDoc, run_id: str, workflow: str, store: Callable[[], Awaitable[Outcome]]
 ) -> Outcome:
-    """Store a draft that wants a slot; returns once that is decided, or raises that there is none."""
+    """Store a draft that wants a slot; returns once that is decided, or raises that there is none.
+
+    Raises `LostSlot` if it was dropped because we were taken for dead: then it was not started.
+    """
     answer = machinery.slots.expect(slot.acquisition)
     try:
         outcome = await store()
@@ -92,6 +99,8 @@ async def _require_slot(machinery: Machinery, slot: SlotDoc, answer: Answer, run
         raise StoreUnavailable(
             f"run {public_id(run_id)} may or may not have got its slot: the store does not answer"
         )
+    if answer.holding < slot.limit:
+        raise LostSlot
     raise limit_reached(slot, answer.holding, workflow)
 
 
@@ -135,7 +144,7 @@ async def _why_refused(machinery: Machinery, request: StartRequest) -> str | Non
     stored = await machinery.services.read(lambda: store.load(origin.id))
     if stored is None:
         return None
-    if stored.origin.start_id == origin.start_id or _has_same_cause(stored.origin, origin):
+    if is_same_start(stored.origin, origin):
         return origin.id
     raise InvalidState(
         f"cannot start run {stored.public_id}: the id is in use",
@@ -144,11 +153,6 @@ async def _why_refused(machinery: Machinery, request: StartRequest) -> str | Non
         allowed=(),
         run_id=stored.public_id,
     )
-
-
-def _has_same_cause(stored: Origin, asked: Origin) -> bool:
-    """Whether a broadcast has started the run before: who repeats it adopts the run."""
-    return asked.emission != "" and asked.emission == stored.emission
 
 
 async def _insert(machinery: Machinery, workflow: Workflow[Any, Any], request: StartRequest) -> Outcome:
@@ -234,14 +238,14 @@ async def take_up(machinery: Machinery, run_id: str, happening: TakenUp, known: 
                 continue
             await _require_slot(machinery, slot, answer, run_id, asking.origin.workflow)
             return await _go_on(machinery, run_id, happening)
-        except _LostSlot:
+        except LostSlot:
             continue
         finally:
             machinery.slots.forget(acquisition)
 
 
-class _LostSlot(Exception):
-    """We were taken for dead while we had it."""
+class LostSlot(Exception):
+    """We were taken for dead while we wanted it, or had it."""
 
 
 async def _go_on(machinery: Machinery, run_id: str, happening: TakenUp) -> RunDoc:
@@ -249,7 +253,7 @@ async def _go_on(machinery: Machinery, run_id: str, happening: TakenUp) -> RunDo
     try:
         return await machinery.act_once(run_id, happening)
     except ConcurrencyLimitReached as error:
-        raise _LostSlot from error
+        raise LostSlot from error
     except StreamlineError:
         refusal: Happening = SlotRefused(acquisition=happening.acquisition)
         await machinery.act_once(run_id, refusal)

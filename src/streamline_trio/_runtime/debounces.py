@@ -19,6 +19,7 @@ from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import InvalidState, StoreUnavailable, StreamlineError
 from streamline_trio._core.happenings import Bumped
+from streamline_trio._core.same_start import is_same_start
 from streamline_trio._core.store import Applied, Failed, Insert, Update
 from streamline_trio._runtime.committer import Outcome, has_closed
 from streamline_trio._runtime.services import Services
@@ -130,7 +131,7 @@ class Debounces:
         stored = await services.read(lambda: services.store.load(origin.id))
         if stored is None:
             return None
-        if stored.origin.start_id == origin.start_id:
+        if is_same_start(stored.origin, origin):
             return origin.id
         raise _IdInUse(stored.head.status)
 

@@ -28,7 +28,7 @@ from streamline_trio._core.schedules import (
     due_at,
     is_foreign,
     key_of,
-    run_name,
+    run_id_of,
     scheduled_of,
 )
 from streamline_trio._core.status import SETTLED
@@ -341,14 +341,13 @@ class ScheduleFiring:
     async def _start_one(
         self, doc: ScheduleDoc, workflow: Workflow[Any, Any], firing: FiringDoc, ends: Ends
     ) -> None:
-        name = run_name(doc, firing)
         options = StartOptions(
             priority=doc.priority,
             user=doc.user,
             tags=doc.tags,
             meta=None if doc.meta is None else msgspec.msgpack.decode(doc.meta),
             tenant=doc.tenant,
-            fired_by=FiredBy(run_id=name.run_id, start_id=name.start_id, scheduled=scheduled_of(doc, firing)),
+            fired_by=FiredBy(run_id=run_id_of(doc, firing), scheduled=scheduled_of(doc, firing)),
         )
         try:
             await start(self._machinery, workflow, msgspec.Raw(doc.input), options)

@@ -30,10 +30,9 @@ _MAX_PRIORITY = 100
 
 
 class FiredBy(msgspec.Struct, frozen=True, kw_only=True):
-    """What a schedule says of a run that it starts: its identity, so that it is started once, and its time."""
+    """What a schedule says of a run that it starts: its id, so that it is started once, and its time."""
 
     run_id: str
-    start_id: int
     scheduled: Scheduled
 
 
@@ -74,7 +73,7 @@ def _request(machinery: Machinery, workflow: Workflow[Any, Any], value: Any, opt
         if fired_by is not None
         else stored_id(options.tenant, options.run_id or chance.run_id(now)),
         workflow=workflow.id,
-        start_id=chance.commit_id() if fired_by is None else fired_by.start_id,
+        start_id=chance.commit_id(),
         created_at=now,
         input=stored,
         tenant=options.tenant,

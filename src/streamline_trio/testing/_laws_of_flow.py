@@ -37,7 +37,6 @@ class Flow:
         self._taken: set[str] = set()
         self._begins: defaultdict[str, list[int]] = defaultdict(list)
         self._pending: dict[str, str] = {}
-        self._last_start: dict[str, int] = {}
 
     # --- buckets -------------------------------------------------------------------------------------------
 
@@ -155,7 +154,7 @@ class Flow:
         wrong: list[str] = []
         if old is None or debounce.starts != old.starts:
             self.counts["debounce: bumped" if old is not None else "debounce: opened"] += 1
-            self._last_start[after.id] = after.head.updated_at
+            wrong += self._ends_too_soon(before, after, debounce)
         if is_pending(after):
             other = self._pending.setdefault(debounce.key, after.id)
             if other != after.id:
@@ -164,21 +163,27 @@ class Flow:
             del self._pending[debounce.key]
         if before is not None and is_pending(before) and (after.head.status == "running" or debounce.fired):
             self.counts["debounce: fired"] += 1
-            wrong += self._too_soon(debounce, after)
+            if after.head.updated_at < (before.head.start_at or 0):
+                wrong.append(f"{after.id}: its window was over before {before.head.start_at}")
         if before is not None and before.origin.input != after.origin.input and not is_pending(before):
             wrong.append(f"{after.id}: its window was over, and its input was changed")
         return wrong
 
-    def _too_soon(self, debounce: DebounceDoc, run: RunDoc) -> list[str]:
-        plan = self._plans().get(route_of(run))
-        if plan is None or plan.debounce is None:
+    def _ends_too_soon(self, before: RunDoc | None, after: RunDoc, debounce: DebounceDoc) -> list[str]:
+        """A start opens a whole window, by the clock of whoever writes it, and never brings its end forward."""
+        plan, ends_at = self._plans().get(route_of(after)), after.head.start_at or 0
+        if before is not None and ends_at < (before.head.start_at or 0):
+            return [f"{after.id}: a further start has brought the end of its window forward"]
+        # Of a clock that is behind those of earlier writes nothing is known but that.
+        is_told = before is None or after.head.updated_at > before.head.updated_at
+        if plan is None or plan.debounce is None or not is_told:
             return []
-        at = self._last_start[run.id] + plan.debounce.window * 1000
+        wanted = after.head.updated_at + plan.debounce.window * 1000
         if plan.debounce.max_wait is not None:
-            at = min(at, debounce.first_at + plan.debounce.max_wait * 1000)
-        if run.head.updated_at >= int(at):
-            return []
-        return [f"{run.id}: its window ended at {run.head.updated_at}, and was to end at {at:.0f}"]
+            wanted = min(wanted, debounce.first_at + plan.debounce.max_wait * 1000)
+        return (
+            [] if ends_at >= int(wanted) else [f"{after.id}: its window ends at {ends_at} instead of {wanted:.0f}"]
+        )
 
     # --- at rest -------------------------------------------------------------------------------------------
 

@@ -27,9 +27,10 @@ from streamline_trio.testing._scheduler import same_order
 from streamline_trio.testing._time import START
 from streamline_trio.testing._witness import Witness
 from streamline_trio.testing._world_choices import Chooser
-from streamline_trio.testing._world_clients import Clients, handle_on, judge, judge_broadcasts
+from streamline_trio.testing._world_clients import Clients, handle_on
 from streamline_trio.testing._world_director import Director
 from streamline_trio.testing._world_gate import Call, Gate, GatedStore
+from streamline_trio.testing._world_judging import judge, judge_broadcasts
 from streamline_trio.testing._world_node import Node, SkewedClock, observed
 from streamline_trio.testing._world_scenario import Scenario, ScenarioMistake
 from streamline_trio.testing._world_summary import Summary
@@ -284,9 +285,11 @@ class World:
         """No slot is free for long while somebody waits for it, and none is taken by nobody when all is over."""
         assert self._right_time is not None
         flow, now = self.witness.flow, self._right_time.now()
-        found = {f"{bucket!r}: {run_id} waits for a slot, and one is free": bucket for bucket, run_id in flow.unserved().items()}
-        if over:
-            found |= {f"{bucket!r}: {ids} have slots they do not hold": bucket for bucket, ids in flow.left_over().items()}
+        found: dict[str, str] = {}
+        for bucket, run_id in flow.unserved().items():
+            found[f"{run_id}: waits for a slot of {bucket!r}, and one is free"] = bucket
+        for bucket, ids in flow.left_over().items() if over else ():
+            found[f"{', '.join(ids)}: have slots of {bucket!r}, and do not hold them"] = bucket
         self._unserved = {text: self._unserved.get(text, now) for text in found}
         for text, since in self._unserved.items():
             if now > max(since, flow.errands_due(found[text], self.witness.versions)) + PATIENCE:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec.structs import replace
 
+from streamline_trio._core import payload as payloads
 from streamline_trio._core.broadcasts import BROADCASTS, broadcast_key, decode_broadcast
-from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import ConcurrencyLimitReached, RunNotFound
 from streamline_trio._core.recurrence import Recurrence
@@ -24,7 +24,14 @@ from streamline_trio._core.tenancy import public_id, stored_id, tenant_of
 from streamline_trio._runtime.schedule_firing import decode_schedule
 from streamline_trio.testing._world_choices import Chooser
 from streamline_trio.testing._world_clients import in_scope
-from streamline_trio.testing._world_drawing import Program, Rules, draw_children, draw_program, draw_short_program
+from streamline_trio.testing._world_drawing import (
+    OLDER,
+    Program,
+    Rules,
+    draw_children,
+    draw_program,
+    draw_short_program,
+)
 from streamline_trio.testing._world_programs import Programs
 from streamline_trio.testing._world_scenario import VERBS, Scenario, Start
 
@@ -185,7 +192,11 @@ class Flows(Programs):
             if any(run.tenant != tenant for run in page.items):
                 world.witness.wrong.append(f"{tenant} sees runs of {[run.tenant for run in page.items]}")
             return
-        handle = engine.run(name)
+        handle, namesake, book = engine.run(name), stored_id(tenant, name), world.clients.book
+        # A run of that name may be started meanwhile: then this was asked of it.
+        book.cancels.add(namesake)
+        book.issued[namesake, payloads.encode(0, what="answer")] += 1
+        world.witness.revived.add(namesake)
         try:
             if verb == "emit":
                 await engine.emit("s", 0, run=name)
@@ -241,13 +252,13 @@ class Flows(Programs):
             assert len(runs) == 1, f"{key!r} has started {[run.id for run in runs]} of {workflow}"
             self.met["triggered runs"] += 1
         sent = [one for one in world.clients.book.broadcasts if one.name == GO]
-        for workflow in {one.id: one for one in self.workflows}.values():
-            rules = self.programs[workflow.id, workflow.version].rules
+        for name in dict.fromkeys(one.id for one in self.workflows):
+            rules = self.programs[name, OLDER].rules
             if not rules.triggered or rules.quiet or rules.when_full == "reject":
                 continue
             for one in sent:
-                runs = started[broadcast_key(one.tenant, GO, one.id), workflow.id]
-                assert runs, f"{one.id} was acknowledged, and has started no run of {workflow.id}"
+                runs = started[broadcast_key(one.tenant, GO, one.id), name]
+                assert runs, f"{one.id} was acknowledged, and has started no run of {name}"
                 assert runs[0].origin.input == one.payload, f"{runs[0].id}: has not the payload of {one.id}"
                 assert runs[0].origin.tenant == one.tenant, f"{runs[0].id}: is not of the tenant of {one.id}"
 
@@ -260,7 +271,7 @@ class Flows(Programs):
         known = {(doc.tenant, doc.id): doc for doc in _schedules_of(world)}
         assert self._schedules <= set(known), f"schedules are lost of {self._schedules}"
         for name, doc in known.items():
-            times, rules = sorted(fired[name]), self.programs[doc.workflow, "1.0.0"].rules
+            times, rules = sorted(fired[name]), self.programs[doc.workflow, OLDER].rules
             assert len(set(times)) == len(times) <= _FIRINGS, f"{name}: has fired at {times}"
             if not rules.quiet and rules.when_full != "reject":
                 assert len(times) == doc.fired, f"{name}: has fired at {times}, and counts {doc.fired}"

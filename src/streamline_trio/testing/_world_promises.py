@@ -127,7 +127,8 @@ class SignalsThatCancel:
     def may_have(self, run: RunDoc) -> bool:
         """Whether a signal was sent that may have cancelled the run."""
         return any(
-            sent.run_id == run.id or (sent.run_id is None and self._meets(run, sent.name, sent.payload, sent.tenant))
+            sent.run_id == run.id
+            or (sent.run_id is None and self._meets(run, sent.name, sent.payload, sent.tenant))
             for sent in self._sent
             if self._rules_of(run, sent.name)
         )

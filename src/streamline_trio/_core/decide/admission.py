@@ -14,6 +14,8 @@ from streamline_trio._core.documents import WANTS_SLOT, Head, Lease, Origin, Run
 from streamline_trio._core.events import WorkflowStarted
 from streamline_trio._core.plan import Plan
 
+_REVISIONS = 0x3FFF_FFFF
+
 
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What `start` was asked for, and the run's first state.
@@ -41,7 +43,7 @@ def admit(request: StartRequest, plan: Plan, now: int, worker: str | None = None
         fingerprint=plan.fingerprint,
         status="draft",
         updated_at=now,
-        revision=0,
+        revision=_before_first(request.slot),
         start_at=start_at,
         slot=request.slot,
         cancelled_by=plan.cancel_signals,
@@ -62,6 +64,15 @@ def admit(request: StartRequest, plan: Plan, now: int, worker: str | None = None
         turn.emit(WorkflowStarted)
         turn.begin(plan.first, worker)
     return turn.build(request.origin.start_id)
+
+
+def _before_first(slot: SlotDoc | None) -> int:
+    """The revision that its first one follows.
+
+    A draft whose starter waits is removed if it gets no slot, and may be started again under its id: each begins
+    somewhere else, or what was decided on the one before would be a valid commit on this one.
+    """
+    return slot.acquisition & _REVISIONS if slot is not None and slot.attended else 0
 
 
 def _throttle(request: StartRequest, plan: Plan, now: int) -> ThrottleDoc | None:
