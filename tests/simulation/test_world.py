@@ -167,7 +167,10 @@ def test_shrinking_leaves_out_and_lowers():
 def test_the_command_says_what_was_tried(capsys):
     """Proves that the search from the command line ends well and with a table."""
     assert command.main(["--seed", "5", "--schedules", "3"]) == 0
-    assert "schedules" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "6  schedules" in told
+    assert "scatter" in told
+    assert "throttle: begins" in told
 
 
 def test_beats_in_a_row_share_a_line():

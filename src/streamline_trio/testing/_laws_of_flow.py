@@ -82,6 +82,7 @@ class Flow:
     def run(self, before: RunDoc | None, after: RunDoc) -> list[str]:
         """The laws that a write of a run breaks; `after` is the newest version by now."""
         head = after.head
+        self._count(before, after)
         if head.slot is None and head.throttle is None and head.debounce is None:
             return []
         begins = head.lease is not None and after.id not in self._taken and head.status == "running"
@@ -92,6 +93,14 @@ class Flow:
         elif head.status in SETTLED:
             self._taken.discard(after.id)
         return wrong
+
+    def _count(self, before: RunDoc | None, after: RunDoc) -> None:
+        reason, throttle = after.head.cancel_reason or "", after.head.throttle
+        if reason.startswith("signal ") and (before is None or before.head.cancel_reason != reason):
+            self.counts["cancelled by a signal"] += 1
+        old = None if before is None else before.head.throttle
+        if throttle is not None and throttle.stage == "held" and (old is None or old.stage != "held"):
+            self.counts["throttle: held back"] += 1
 
     def _of_slot(self, before: RunDoc | None, after: RunDoc) -> list[str]:
         slot, old = after.head.slot, None if before is None else before.head.slot
