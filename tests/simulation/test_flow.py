@@ -15,7 +15,7 @@ from streamline_trio.testing import Chooser, Scenario, SimulationFailed, Start, 
 from streamline_trio.testing._world_flows import draw_flows
 from tests.simulation.regressions import FLOW_REGRESSIONS
 
-CHUNKS = 4
+CHUNKS = 2
 A_CHUNK = 120
 BASE = int(os.environ.get("WORLD_SEED", "0"))
 COMMAND = "python -m streamline_trio.testing.world --worlds flow --schedules 1 --seed {seed}"
@@ -54,12 +54,12 @@ def test_no_schedule_breaks_a_law_of_flow_control_and_each_is_put_to_the_test():
         "throttle: held back",
         "triggered runs",
     } <= set(flow), sorted(flow)
-    assert flow["slot: queued -> held"] >= 100
-    assert flow["throttle: held back"] >= 30
-    assert flow["cancelled by a signal"] >= 10
-    assert flow["triggered runs"] >= 30
+    assert flow["slot: queued -> held"] >= 50
+    assert flow["throttle: held back"] >= 15
+    assert flow["cancelled by a signal"] >= 5
+    assert flow["triggered runs"] >= 15
     verbs = summary.of("verbs")
-    assert verbs["start refused (ConcurrencyLimitReached)"] >= 10
+    assert verbs["start refused (ConcurrencyLimitReached)"] >= 5
     assert verbs["schedule acknowledged"] >= 10
     assert verbs["broadcast acknowledged"] >= 50
     assert summary.of("in all")["take-overs"] > 0
@@ -92,12 +92,12 @@ def limited(**rules: Any) -> Any:
 
 def test_a_scenario_may_have_limits_and_tenants():
     """Proves that whoever writes a scenario has limits, rates, debounces, signals and tenants judged like ours."""
-    summary = simulate(limited(concurrency=Concurrency(1, when_full="reject")), schedules=20)
+    summary = simulate(limited(concurrency=Concurrency(1, when_full="reject")), schedules=12)
     assert summary.of("verbs")["start refused (ConcurrencyLimitReached)"] > 0
-    assert simulate(limited(throttle=Throttle(1, 5)), schedules=20).of("flow")["throttle: held back"] > 0
-    assert simulate(limited(debounce=Debounce(5)), schedules=20).of("flow")["debounce: bumped"] > 0
+    assert simulate(limited(throttle=Throttle(1, 5)), schedules=12).of("flow")["throttle: held back"] > 0
+    assert simulate(limited(debounce=Debounce(5)), schedules=12).of("flow")["debounce: bumped"] > 0
     go, stop = Signal("go", int), Signal("stop", int)
-    summary = simulate(limited(trigger=Trigger(go), cancel_on=[stop]), schedules=40)
+    summary = simulate(limited(trigger=Trigger(go), cancel_on=[stop]), schedules=20)
     assert summary.of("flow")["cancelled by a signal"] > 0
 
 
@@ -138,6 +138,7 @@ def test_a_start_that_does_not_arrive_is_found(monkeypatch):
 
 def test_a_signal_that_spares_a_run_is_found(monkeypatch):
     """Proves that a broadcast must cancel what it matches."""
-    monkeypatch.setattr(answering, "cancels", lambda _turn, signal: signal.addressed)
+    cancels = answering.cancels
+    monkeypatch.setattr(answering, "cancels", lambda turn, signal: signal.addressed and cancels(turn, signal))
     with pytest.raises(SimulationFailed, match="does not cancel it"):
         simulate(limited(cancel_on=["stop"]), schedules=80, tries=0)

@@ -30,7 +30,7 @@ from streamline_trio.testing._world_scenario import VERBS
 from tests.simulation.planted import PLANTED
 from tests.simulation.regressions import REGRESSIONS
 
-CHUNKS = 20
+CHUNKS = 18
 A_CHUNK = 160
 BASE = int(os.environ.get("WORLD_SEED", "0"))  # other schedules than those of CI
 COMMAND = "python -m streamline_trio.testing.world --schedules 1 --seed {seed}"

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 from msgspec.structs import replace
 
-from streamline_trio._core.broadcasts import BROADCASTS, decode_broadcast
+from streamline_trio._core.broadcasts import BROADCASTS, BroadcastDoc, decode_broadcast
 from streamline_trio._core.documents import Record, RunDoc, StepDoc, active_key
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import FINISHED_STEP, SETTLED
@@ -93,8 +93,8 @@ class Witness(WrappedStore):
         self.flow: Flow = Flow(self.run, lambda: self.plans)
         self.beside: dict[tuple[str, str], bytes] = {}
         """The side documents as they are stored now, by kind and key."""
-        self.emitted: dict[tuple[str | None, str, str], int] = {}
-        """When each broadcast was emitted, by tenant, signal and id, and the clock of whoever did it."""
+        self.of_broadcasts: list[Callable[[BroadcastDoc], list[str]]] = []
+        """What is to judge every stored broadcast."""
         self._processes: dict[str, object] = {}
         """By worker id, whose it is."""
 
@@ -122,7 +122,8 @@ class Witness(WrappedStore):
                 self.beside[write.kind, write.key] = write.body
             if write.kind == BROADCASTS and write.body is not None:
                 doc = decode_broadcast(write.body)
-                self.emitted.setdefault((doc.tenant, doc.signal, doc.id), doc.at)
+                for law in self.of_broadcasts:
+                    self.wrong += law(doc)
             if write.kind == WORKERS:
                 self._live.worker(write)
                 self._processes.setdefault(write.key, writing.get())

@@ -231,7 +231,7 @@ class Clients:
 
     def _start(self, node: Node, start: Start) -> tuple[str, Callable[[], Awaitable[None]]]:
         tenant = start.tenant
-        run_id = f"r{sum(tenant_of(one) == tenant for one in self.book.started) + 1}"
+        run_id = f"r{self._started_in(tenant) + 1}"
         self.book.started.append(stored_id(tenant, run_id))
         engine = in_scope(node, tenant)
         key, value = start.idempotency_key, self.world.scenario.input_of(start)
@@ -253,6 +253,12 @@ class Clients:
                 self.book.key_holders.append((stored, key))
 
         return f"start {run_id} of {start.workflow.id}" + ("" if key is None else f" under key {key}"), act
+
+    def _started_in(self, tenant: str | None) -> int:
+        """How many have been asked for; of one tenant where all have one, so that they use the same ids."""
+        if None in self._tenants():
+            return len(self.book.started)
+        return sum(tenant_of(one) == tenant for one in self.book.started)
 
     # --- answering -----------------------------------------------------------------------------------------
 

@@ -69,7 +69,6 @@ def judge_broadcasts(world: World) -> list[str]:
     wrong: list[str] = []
     for broadcast in world.clients.book.broadcasts:
         name = broadcast.name
-        wrong += world.clients.cancelling.missed(broadcast)
         for run_id, revision in broadcast.before.items():
             if tenant_of(run_id) != broadcast.tenant:
                 continue

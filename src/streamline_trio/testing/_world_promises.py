@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from streamline_trio._core.broadcasts import BroadcastDoc
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import ConcurrencyLimitReached
@@ -102,11 +103,16 @@ class SignalsThatCancel:
         self._witness = witness
         self._sent: list[Sent] = []
         self._known: dict[tuple[str, str], int] = {}
+        self._there: dict[tuple[str | None, str, str], dict[str, int]] = {}
+        witness.of_broadcasts.append(self._delivered)
 
     def sent(self, name: str, payload: bytes, run_id: str | None, tenant: str | None, id: str) -> Sent:
         """Note one that somebody is about to emit."""
         versions = self._witness.versions.get(run_id or "", [])
-        if run_id is not None:
+        if run_id is None:
+            there = {other: found[-1].head.revision for other, found in self._witness.versions.items() if found}
+            self._there.setdefault((tenant, name, id), there)
+        else:
             self._known.setdefault((run_id, id), len(versions))
         sent = Sent(name, payload, run_id, tenant, id)
         self._sent.append(sent)
@@ -133,26 +139,23 @@ class SignalsThatCancel:
             if self._rules_of(run, sent.name)
         )
 
-    def missed(self, broadcast: Broadcast) -> list[str]:
-        """The runs that were there, match, and go on."""
+    def _delivered(self, doc: BroadcastDoc) -> list[str]:
+        """What is wrong once a broadcast has reached all: the runs that were there, match, and go on."""
+        name = doc.tenant, doc.signal, doc.id
+        if not doc.delivered or name not in self._there:
+            return []
         return [
-            f"{run_id}: broadcast {broadcast.name} was acknowledged, and does not cancel it"
-            for run_id, revision in broadcast.before.items()
-            if run_id not in self._witness.deleted and self._is_missed(run_id, revision, broadcast)
+            f"{run_id}: broadcast {doc.signal} was delivered, and does not cancel it"
+            for run_id, revision in self._there.pop(name).items()
+            if run_id not in self._witness.deleted and self._is_missed(run_id, revision, doc)
         ]
 
-    def _is_missed(self, run_id: str, revision: int, broadcast: Broadcast) -> bool:
-        versions = self._witness.versions[run_id]
-        since = [run for run in versions if run.head.revision >= revision]
-        if not all(self._meets(run, broadcast.name, broadcast.payload, broadcast.tenant) for run in since):
+    def _is_missed(self, run_id: str, revision: int, doc: BroadcastDoc) -> bool:
+        since = [run for run in self._witness.versions[run_id] if run.head.revision >= revision]
+        if not since or not all(self._meets(run, doc.signal, doc.payload, doc.tenant) for run in since):
             return False
-        at = self._emitted_at(broadcast)
-        # One that began later by the clocks that they were told is not meant.
-        return since[0].origin.created_at <= at and not any(_ends(run) for run in since)
-
-    def _emitted_at(self, broadcast: Broadcast) -> int:
-        """By the clock of whoever stored it first; 0 if that is not known any more."""
-        return self._witness.emitted.get((broadcast.tenant, broadcast.name, broadcast.id), 0)
+        # One that was created later, by the clocks that both were told, is not meant.
+        return since[0].origin.created_at <= doc.at and not any(map(_ends, since))
 
     def _meets(self, run: RunDoc, name: str, payload: bytes, tenant: str | None) -> bool:
         """Whether it is of that tenant, and its input has what the payload says."""
