@@ -9,7 +9,7 @@ import pytest
 
 from streamline_trio import Concurrency, Debounce, Signal, StepContext, Throttle, Trigger, Workflow
 from streamline_trio._core import decide, slots, throttling
-from streamline_trio._core.decide import answering, pacing
+from streamline_trio._core.decide import answering, matching, pacing
 from streamline_trio._core.happenings import Bumped
 from streamline_trio.testing import Chooser, Scenario, SimulationFailed, Start, Summary, replay, simulate
 from streamline_trio.testing._world_flows import draw_flows
@@ -138,7 +138,7 @@ def test_a_start_that_does_not_arrive_is_found(monkeypatch):
 
 def test_a_signal_that_spares_a_run_is_found(monkeypatch):
     """Proves that a broadcast must cancel what it matches."""
-    cancels = answering.cancels
+    cancels = matching.cancels
     monkeypatch.setattr(answering, "cancels", lambda turn, signal: signal.addressed and cancels(turn, signal))
     with pytest.raises(SimulationFailed, match="does not cancel it"):
         simulate(limited(cancel_on=["stop"]), schedules=80, tries=0)
