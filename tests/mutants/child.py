@@ -1,7 +1,7 @@
 """What is played inside a copy of the tree; its last line says as JSON what went red and what stayed green.
 
 python -m tests.mutants.child tests NODEID...
-python -m tests.mutants.child seeds SEED...
+python -m tests.mutants.child plain|flow SEED...
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 
 import streamline_trio
 from streamline_trio.testing import SimulationFailed, simulate
+from streamline_trio.testing._world_flows import draw_flows
 from streamline_trio.testing._world_programs import draw_programs
 
 Told = dict[str, list[str]]
@@ -47,13 +48,16 @@ def play_tests(node_ids: list[str]) -> Told:
     return outcomes.told
 
 
-def play_seeds(seeds: Iterable[int]) -> Told:
+MAKES = {"plain": draw_programs, "flow": draw_flows}
+
+
+def play_seeds(world: str, seeds: Iterable[int]) -> Told:
     """One schedule of the simulated world for each, up to the first that breaks a law."""
     logging.disable(logging.CRITICAL)
     told: Told = {"red": [], "green": []}
     for seed in seeds:
         try:
-            simulate(draw_programs, schedules=1, seed=seed, tries=0)
+            simulate(MAKES[world], schedules=1, seed=seed, tries=0)
         except SimulationFailed as failed:
             print(failed)  # noqa: T201 - told when somebody asks why
             told["red"].append(str(seed))
@@ -65,7 +69,7 @@ def play_seeds(seeds: Iterable[int]) -> Told:
 def main(arguments: list[str]) -> None:
     what, *given = arguments
     require_copy()
-    told = play_tests(given) if what == "tests" else play_seeds(map(int, given))
+    told = play_tests(given) if what == "tests" else play_seeds(what, map(int, given))
     print(json.dumps(told))  # noqa: T201 - read by whoever started this
 
 

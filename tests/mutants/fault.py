@@ -15,7 +15,10 @@ class Stale(Exception):
 
 
 class Fault(NamedTuple):
-    """A mutant. `seed` is of the simulated world, or None where `blind` says why the world cannot see it."""
+    """A mutant. `seed` is of the simulated world, or None where `blind` says why the world cannot see it.
+
+    `world`: plain worlds, or those of flow control.
+    """
 
     name: str
     promise: str
@@ -25,6 +28,7 @@ class Fault(NamedTuple):
     tests: tuple[str, ...] = ()
     seed: int | None = None
     blind: str = ""
+    world: str = "plain"
 
     @property
     def path(self) -> str:

@@ -89,7 +89,7 @@ async def attempt(fault: Fault, place: Path, *, tests: bool, seeds: bool) -> Tri
     played_seeds = None
     if seeds and fault.seed is not None:
         tried = range(fault.seed, fault.seed + SEEDS_TRIED)
-        played_seeds = await play(tree, "seeds", [str(seed) for seed in tried])
+        played_seeds = await play(tree, fault.world, [str(seed) for seed in tried])
     shutil.rmtree(tree)
     return Trial(fault, played_tests, played_seeds)
 
@@ -97,9 +97,14 @@ async def attempt(fault: Fault, place: Path, *, tests: bool, seeds: bool) -> Tri
 async def control(trials: Sequence[Trial], place: Path) -> list[Played]:
     """The same tests and seeds without any fault: all must be green."""
     tests = dict.fromkeys(test for trial in trials if trial.tests for test in trial.fault.tests)
-    seeds = dict.fromkeys(seed for trial in trials if trial.seeds for seed in trial.seeds.red)
+    seeds = {
+        world: dict.fromkeys(
+            seed for trial in trials if trial.seeds and trial.fault.world == world for seed in trial.seeds.red
+        )
+        for world in ("plain", "flow")
+    }
     tree = place / "control"
     copy_tree(tree)
-    played = [await play(tree, what, [*given]) for what, given in (("tests", tests), ("seeds", seeds)) if given]
+    played = [await play(tree, what, [*given]) for what, given in (("tests", tests), *seeds.items()) if given]
     shutil.rmtree(tree)
     return played

@@ -29,7 +29,7 @@ from streamline_trio import (
     open_engine,
     testing,
 )
-from streamline_trio._core.schedules import KEPT, SCHEDULES, FiringDoc, ScheduleDoc, run_name
+from streamline_trio._core.schedules import KEPT, SCHEDULES, FiringDoc, ScheduleDoc, run_id_of
 from streamline_trio._core.store import PutSide
 from streamline_trio.testing._time import START
 from tests.properties.zone_oracle import Rule, expected, is_day_of_month
@@ -790,8 +790,8 @@ async def test_a_run_of_that_id_that_is_not_ours_is_not_taken_for_it():
     async with open_engine(store, workflow) as engine:
         await engine.schedule(workflow, every=Recurrence.every(HOUR), id="s")
         doc = msgspec.msgpack.decode((await store.sides(SCHEDULES))[0].body, type=ScheduleDoc)
-        name = run_name(doc, FiringDoc(at=doc.anchor + 3_600_000))
-        await engine.start(workflow, "mine", run_id=name)
+        run_id = run_id_of(doc, FiringDoc(at=doc.anchor + 3_600_000))
+        await engine.start(workflow, "mine", run_id=run_id)
         await trio.sleep(1.5 * HOUR)
         after = await engine.schedules.get("s")
         assert (after.fired, after.failed, await engine.count()) == (0, 1, 1)

@@ -25,3 +25,5 @@ REGRESSIONS: dict[str, list[int]] = {
         *(0, 0, 0, 0, 0, 0, 63, 1),
     ],
 }
+
+FLOW_REGRESSIONS: dict[str, list[int]] = {}

@@ -17,7 +17,7 @@ from streamline_trio._core.schedules import (
     completed,
     due_at,
     key_of,
-    run_name,
+    run_id_of,
     scheduled_of,
     timed,
     with_due,
@@ -137,7 +137,7 @@ def test_count_is_of_firings_and_not_of_what_was_missed_or_skipped():
 def test_overlap(overlap):
     """Proves what becomes of firings while the run of the first is active, and when it has settled."""
     doc = carried_out(at(schedule(Recurrence.every(10, overlap=overlap)), START + 10_000))
-    run = run_name(doc, FiringDoc(at=START + 10_000))
+    run = run_id_of(doc, FiringDoc(at=START + 10_000))
     for number in (2, 3, 4):
         doc = carried_out(at(doc, START + number * 10_000))
     expected = {"allow": (4, 0, 0), "skip": (1, 3, 0), "queue": (1, 2, 1)}[overlap]
@@ -232,10 +232,10 @@ def test_a_firing_that_is_asked_for_moves_nothing():
     doc = schedule(Recurrence.every(10, count=1))
     after, firing = asked_now(doc, START + 3000, START + 20_000)
     again, second = asked_now(after, START + 3000, START + 20_000)
-    assert run_name(again, firing) != run_name(again, second)
+    assert run_id_of(again, firing) != run_id_of(again, second)
     assert (again.due, again.spent, again.after) == (doc.due, 0, doc.after)
     done = carried_out(again)
-    assert (done.fired, done.last_at, done.last_run) == (0, None, run_name(again, second))
+    assert (done.fired, done.last_at, done.last_run) == (0, None, run_id_of(again, second))
     assert scheduled_of(doc, firing).at == START + 3000
 
 
@@ -256,10 +256,10 @@ def test_a_run_is_named_by_its_firing_alone():
         (doc, FiringDoc(at=START + 1)),
         (doc, FiringDoc(at=START, asked=1)),
     ]
-    names = {run_name(*each) for each in [(doc, firing), *others]}
+    names = {run_id_of(*each) for each in [(doc, firing), *others]}
     assert len(names) == 6
     same = msgspec.structs.replace(doc, after=START + DAY, every=Recurrence.every(3), input=b"\xc2")
-    assert run_name(same, FiringDoc(at=START, gap=True, until=9)) == run_name(doc, firing)
+    assert run_id_of(same, FiringDoc(at=START, gap=True, until=9)) == run_id_of(doc, firing)
 
 
 def test_keys_tell_tenants_apart():

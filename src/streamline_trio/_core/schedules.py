@@ -144,11 +144,12 @@ def is_foreign(doc: ScheduleDoc) -> bool:
 # --- the runs ----------------------------------------------------------------------------------------------
 
 
-def run_name(doc: ScheduleDoc, firing: FiringDoc) -> str:
+def run_id_of(doc: ScheduleDoc, firing: FiringDoc) -> str:
     """The stored id of its run: always the same for one firing of one incarnation, and for no other."""
     what = msgspec.msgpack.encode(("run", doc.tenant, doc.id, doc.incarnation, firing.at, firing.asked))
-    digest = hashlib.blake2b(what, digest_size=24).digest()
-    return stored_id(doc.tenant, base64.b32hexencode(digest[:16]).decode().rstrip("=").lower())
+    digest = hashlib.blake2b(what, digest_size=24).digest()[:16]  # of this size once, and ids must stay
+    run_id = base64.b32hexencode(digest).decode().rstrip("=").lower()
+    return stored_id(doc.tenant, run_id)
 
 
 def scheduled_of(doc: ScheduleDoc, firing: FiringDoc) -> Scheduled:
@@ -205,7 +206,7 @@ def completed(
     fine = [each for each in done if ends[each.name] is None]
     by_rule = [each for each in fine if not each.asked]
     found = runs_of or {}
-    runs = tuple(found.get(each.name) or run_name(doc, each) for each in fine)
+    runs = tuple(found.get(each.name) or run_id_of(doc, each) for each in fine)
     errors = [error for each in done if (error := ends[each.name]) is not None]
     return msgspec.structs.replace(
         doc,

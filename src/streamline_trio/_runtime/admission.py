@@ -37,7 +37,10 @@ async def begin(machinery: Machinery, workflow: Workflow[Any, Any], request: Sta
     """
     while True:
         with_slot = _renewed(machinery.services, request)
-        outcome = await _store(machinery, with_slot, workflow)
+        try:
+            outcome = await _store(machinery, with_slot, workflow)
+        except LostSlot:
+            continue
         if isinstance(outcome, Applied):
             return request.origin.id
         if isinstance(outcome, Failed):
@@ -72,7 +75,10 @@ async def _store(machinery: Machinery, request: StartRequest, workflow: Workflow
 async def admitted(
     machinery: Machinery, slot: SlotDoc, run_id: str, workflow: str, store: Callable[[], Awaitable[Outcome]]
 ) -> Outcome:
-    """Store a draft that wants a slot; returns once that is decided, or raises that there is none."""
+    """Store a draft that wants a slot; returns once that is decided, or raises that there is none.
+
+    Raises `LostSlot` if it was dropped because we were taken for dead: then it was not started.
+    """
     answer = machinery.slots.expect(slot.acquisition)
     try:
         outcome = await store()
@@ -92,6 +98,8 @@ async def _require_slot(machinery: Machinery, slot: SlotDoc, answer: Answer, run
         raise StoreUnavailable(
             f"run {public_id(run_id)} may or may not have got its slot: the store does not answer"
         )
+    if answer.holding < slot.limit:
+        raise LostSlot
     raise limit_reached(slot, answer.holding, workflow)
 
 
@@ -229,14 +237,14 @@ async def take_up(machinery: Machinery, run_id: str, happening: TakenUp, known: 
                 continue
             await _require_slot(machinery, slot, answer, run_id, asking.origin.workflow)
             return await _go_on(machinery, run_id, happening)
-        except _LostSlot:
+        except LostSlot:
             continue
         finally:
             machinery.slots.forget(acquisition)
 
 
-class _LostSlot(Exception):
-    """We were taken for dead while we had it."""
+class LostSlot(Exception):
+    """We were taken for dead while we wanted it, or had it."""
 
 
 async def _go_on(machinery: Machinery, run_id: str, happening: TakenUp) -> RunDoc:
@@ -244,7 +252,7 @@ async def _go_on(machinery: Machinery, run_id: str, happening: TakenUp) -> RunDo
     try:
         return await machinery.act_once(run_id, happening)
     except ConcurrencyLimitReached as error:
-        raise _LostSlot from error
+        raise LostSlot from error
     except StreamlineError:
         refusal: Happening = SlotRefused(acquisition=happening.acquisition)
         await machinery.act_once(run_id, refusal)

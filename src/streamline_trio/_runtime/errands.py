@@ -69,7 +69,9 @@ class Errands:
 
     def committed(self, run: RunDoc) -> None:
         """A commit of ours left something in the outbox: do what we have not begun yet."""
-        self._begin(run, [number for number, errand in run.outbox.items() if not errand.attempts])
+        slots = self._machinery.slots
+        fresh = [number for number, errand in run.outbox.items() if not errand.attempts]
+        self._begin(run, [number for number in fresh if not slots.is_for_another(run, run.outbox[number])])
 
     async def idle(self) -> None:
         """Until nothing is under way."""

@@ -11,7 +11,7 @@ from streamline_trio._core.errors import StoreUnavailable
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.store import Applied, Failed, Insert
 from streamline_trio._core.tenancy import public_id, stored_id
-from streamline_trio._runtime.admission import admitted
+from streamline_trio._runtime.admission import LostSlot, admitted
 from streamline_trio._runtime.committer import Outcome
 from streamline_trio._runtime.machinery import Machinery
 from streamline_trio._runtime.slot_wishes import slot_for
@@ -29,7 +29,10 @@ async def fork(machinery: Machinery, run_id: str, from_step: str) -> str:
         slot = _slot_of(machinery, run, plan)
         request = ForkRequest(from_step=from_step, id=new_id, start_id=start_id, slot=slot)
         decision = decide_fork(run, request, plan, now)
-        outcome = await _store(machinery, decision, slot)
+        try:
+            outcome = await _store(machinery, decision, slot)
+        except LostSlot:
+            continue
         if isinstance(outcome, Applied):
             return new_id
         if isinstance(outcome, Failed):

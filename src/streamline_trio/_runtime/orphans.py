@@ -11,7 +11,7 @@ import msgspec
 from streamline_trio._core.broadcasts import BROADCASTS, decode_broadcast, is_pending
 from streamline_trio._core.documents import Parent, RunDoc
 from streamline_trio._core.errors import DataCorruption
-from streamline_trio._core.schedules import KEPT, SCHEDULES, ScheduleDoc, key_of, run_name
+from streamline_trio._core.schedules import KEPT, SCHEDULES, ScheduleDoc, key_of, run_id_of
 from streamline_trio._core.status import SETTLED
 from streamline_trio._core.store import Corrupt
 from streamline_trio._core.tenancy import public_id
@@ -59,7 +59,7 @@ async def _under_way(services: Services, runs: Iterable[RunDoc]) -> set[str]:
         if side is not None:
             with suppress(msgspec.DecodeError, ValueError):
                 doc = _decode(side.body)
-                found.update(run_name(doc, firing) for firing in doc.pending)
+                found.update(run_id_of(doc, firing) for firing in doc.pending)
     return found
 
 

@@ -28,7 +28,7 @@ from streamline_trio._core.schedules import (
     due_at,
     is_foreign,
     key_of,
-    run_name,
+    run_id_of,
     scheduled_of,
 )
 from streamline_trio._core.status import SETTLED
@@ -347,7 +347,7 @@ class ScheduleFiring:
             tags=doc.tags,
             meta=None if doc.meta is None else msgspec.msgpack.decode(doc.meta),
             tenant=doc.tenant,
-            fired_by=FiredBy(run_id=run_name(doc, firing), scheduled=scheduled_of(doc, firing)),
+            fired_by=FiredBy(run_id=run_id_of(doc, firing), scheduled=scheduled_of(doc, firing)),
             again_since=firing.at if firing.tries > 1 else None,
         )
         try:

@@ -31,7 +31,7 @@ from streamline_trio._core.schedules import (
     due_at,
     is_foreign,
     key_of,
-    run_name,
+    run_id_of,
     scope_of,
 )
 from streamline_trio._core.store import Applied, Failed, SideDoc
@@ -148,7 +148,7 @@ class Schedules:
                 raise verdict.error
             if isinstance(verdict, Applied):
                 break
-        handle = handle_of(machinery, run_name(after, firing))
+        handle = handle_of(machinery, run_id_of(after, firing))
         if workflow is not None:
             ends: Ends = {}
             await firing_service.begin_now(revision + 1, after, workflow, firing, ends).wait()

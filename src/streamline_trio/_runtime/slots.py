@@ -156,6 +156,21 @@ class Slots:
         """Nobody waits any more."""
         self._expected.pop(acquisition, None)
 
+    def is_for_another(self, run: RunDoc, errand: Errand) -> bool:
+        """Whether a process beside this one may wait for the answer: until it falls due, only that one gives it.
+
+        Else a commit here that has nothing to do with slots would take a start for vanished that is under way.
+        """
+        slot = run.head.slot
+        return (
+            errand.kind == "admit"
+            and slot is not None
+            and slot.attended
+            and slot.acquisition == errand.acquisition
+            and errand.acquisition not in self._expected
+            and not self._services.store.exclusive
+        )
+
     # --- errands -------------------------------------------------------------------------------------------
 
     async def admit(self, run: RunDoc, errand: Errand) -> bool:

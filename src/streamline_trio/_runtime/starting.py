@@ -30,7 +30,7 @@ _MAX_PRIORITY = 100
 
 
 class FiredBy(msgspec.Struct, frozen=True, kw_only=True):
-    """What a schedule says of a run that it starts: its identity, so that it is started once, and its time."""
+    """What a schedule says of a run that it starts: its id, so that it is started once, and its time."""
 
     run_id: str
     scheduled: Scheduled

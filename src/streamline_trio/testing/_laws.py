@@ -85,7 +85,9 @@ def _check_due(run: RunDoc) -> None:
     reasons = [] if head.deadline is None else [head.deadline]
     if not head.paused and not _wants_slot(run):
         step = run.step(head.current_step or "")
-        if head.status == "draft":
+        if (slot_at := _slot_of_throttle(run)) is not None:
+            reasons.append(slot_at)
+        elif head.status == "draft":
             reasons.append(0 if head.start_at is None else head.start_at)
         elif head.status == "running":
             assert head.ready_at is not None, "ready since never"
@@ -101,6 +103,13 @@ def _check_due(run: RunDoc) -> None:
     assert head.due_at == min(reasons, default=None)
     if can_move_by_itself(run):
         assert head.due_at is not None, "nobody would ever look at a run that could go on"
+
+
+def _slot_of_throttle(run: RunDoc) -> int | None:
+    """When its throttle is to be asked, of a run that waits to begin."""
+    throttle = run.head.throttle
+    waits = throttle is not None and throttle.stage != "begun" and run.head.status in {"draft", "running"}
+    return throttle.slot_at if throttle is not None and waits else None
 
 
 def _check_rest(run: RunDoc) -> None:

@@ -18,8 +18,10 @@ def route_of(run: RunDoc) -> Route:
 
 
 def is_migration(before: RunDoc, after: RunDoc) -> bool:
-    """Whether this write took the run over to another version."""
-    return before.head.version != after.head.version
+    """Whether this write took the run over to another version; a further start of a debounced draft does not."""
+    old, new = before.head.debounce, after.head.debounce
+    is_bump = old is not None and new is not None and old.starts != new.starts
+    return before.head.version != after.head.version and not is_bump
 
 
 def check_migration(before: RunDoc, after: RunDoc) -> None:

@@ -12,16 +12,19 @@ import trio
 import trio.testing
 from msgspec.structs import replace
 
+from streamline_trio._core.broadcasts import BROADCASTS, BroadcastDoc, decode_broadcast
 from streamline_trio._core.documents import Record, RunDoc, StepDoc, active_key
 from streamline_trio._core.plan import Plan
 from streamline_trio._core.status import FINISHED_STEP, SETTLED
 from streamline_trio._core.store import Applied, Delete, Insert, PutSide, Route, Update, Write
+from streamline_trio._core.tenancy import stored_id
 from streamline_trio._runtime.context import StepContext
 from streamline_trio._runtime.driver import Driver
 from streamline_trio._runtime.engine import Engine
 from streamline_trio._runtime.worker import WORKERS
 from streamline_trio.testing._laws import check_growth, check_state
 from streamline_trio.testing._laws_of_children import Offspring
+from streamline_trio.testing._laws_of_flow import Flow, is_refused_draft
 from streamline_trio.testing._laws_of_versions import LiveVersions, check_migration, is_migration, route_of
 from streamline_trio.testing._wrapped_store import Act, WrappedStore
 
@@ -69,6 +72,8 @@ class Witness(WrappedStore):
         self.plans: Mapping[Route, Plan] = plans or {}
         self.versions: dict[str, list[RunDoc]] = {}
         self.deleted: set[str] = set()
+        self.refused: set[str] = set()
+        """Of the deleted, the drafts that got no slot: as if they had never been started."""
         self.entries: list[Entry] = []
         self.effects: list[tuple[Any, ...]] = []
         self.wrong: list[str] = []
@@ -85,6 +90,11 @@ class Witness(WrappedStore):
         self._keys: dict[str, str] = {}
         self._offspring = Offspring(self.run, self.deleted, self.revived)
         self._live = LiveVersions()
+        self.flow: Flow = Flow(self.run, lambda: self.plans)
+        self.beside: dict[tuple[str, str], bytes] = {}
+        """The side documents as they are stored now, by kind and key."""
+        self.of_broadcasts: list[Callable[[BroadcastDoc], list[str]]] = []
+        """What is to judge every stored broadcast."""
         self._processes: dict[str, object] = {}
         """By worker id, whose it is."""
 
@@ -105,18 +115,35 @@ class Witness(WrappedStore):
             self._deleted(write.run_id)
         elif isinstance(write, PutSide):
             self.hops["", write.kind] += 1
+            self.wrong += self.flow.side(write)
+            if write.body is None:
+                self.beside.pop((write.kind, write.key), None)
+            else:
+                self.beside[write.kind, write.key] = write.body
+            if write.kind == BROADCASTS and write.body is not None:
+                doc = decode_broadcast(write.body)
+                for law in self.of_broadcasts:
+                    self.wrong += law(doc)
             if write.kind == WORKERS:
                 self._live.worker(write)
                 self._processes.setdefault(write.key, writing.get())
 
     def _deleted(self, run_id: str) -> None:
         self.deleted.add(run_id)
-        if self.run(run_id).head.status not in SETTLED:
+        self.flow.forget(self.run(run_id))
+        if is_refused_draft(self.run(run_id)):
+            self.refused.add(run_id)
+            self.flow.counts["slot: refused, and removed"] += 1
+        elif self.run(run_id).head.status not in SETTLED:
             self.wrong.append(f"{run_id}: was deleted though it had not settled")
 
     def _stored(self, write: Insert | Update) -> None:
         after = write.run if isinstance(write, Insert) else write.after
         versions = self.versions.setdefault(after.id, [])
+        if isinstance(write, Insert) and after.id in self.refused:
+            versions.clear()
+            self.refused.discard(after.id)
+            self.deleted.discard(after.id)
         before = versions[-1] if versions else None
         if isinstance(write, Update) and write.before != before:
             self.wrong.append(f"{after.id}: revision {after.head.revision} was decided on what was not stored")
@@ -138,6 +165,7 @@ class Witness(WrappedStore):
         versions.append(after)
         self.wrong += self._live.run(before, after)
         self.wrong += self._offspring.follow(before, after)
+        self.wrong += self.flow.run(before, after)
         self._check_code(before, after)
 
     def _check_code(self, before: RunDoc | None, after: RunDoc) -> None:
@@ -314,9 +342,10 @@ class Witness(WrappedStore):
             self.heard(event)
             if not event.revision:
                 return
-            if event.revision < last.get(event.run_id, 0):
+            run_id = stored_id(event.tenant, event.run_id)
+            if event.revision < last.get(run_id, 0):
                 self.wrong.append(f"{event.name} of revision {event.revision} came after later ones")
-            last[event.run_id] = event.revision
+            last[run_id] = event.revision
 
         return hear
 
@@ -324,13 +353,14 @@ class Witness(WrappedStore):
         """Check one event against what is stored by now."""
         if not event.revision:
             return
-        versions = self.versions.get(event.run_id, [])
+        run_id = stored_id(event.tenant, event.run_id)
+        versions = self.versions.get(run_id, [])
         version = next((run for run in versions if run.head.revision == event.revision), None)
         if version is None:
             self.wrong.append(f"{event.name} of revision {event.revision} is of no commit")
         elif (holds := _TRUE_OF.get(event.name)) is not None and not holds(version, event):
             self.wrong.append(f"{event.name} of revision {event.revision} is not so")
-        heard = self.events[event.run_id]
+        heard = self.events[run_id]
         if event.name not in {"step.progress", "step.stream", "step.waiting"} and event in heard:
             self.wrong.append(f"{event.name} of revision {event.revision} came twice")
         heard.append(event)

@@ -22,13 +22,15 @@ from streamline_trio._core.store import Route
 from streamline_trio._runtime.care import LOOKS_PER_LEASE
 from streamline_trio._runtime.clock import Chance, VirtualClock
 from streamline_trio.stores.memory import MemoryStore
+from streamline_trio.testing._laws_of_flow import PATIENCE
 from streamline_trio.testing._scheduler import same_order
 from streamline_trio.testing._time import START
 from streamline_trio.testing._witness import Witness
 from streamline_trio.testing._world_choices import Chooser
-from streamline_trio.testing._world_clients import Clients, judge, judge_broadcasts
+from streamline_trio.testing._world_clients import Clients, handle_on
 from streamline_trio.testing._world_director import Director
 from streamline_trio.testing._world_gate import Call, Gate, GatedStore
+from streamline_trio.testing._world_judging import judge, judge_broadcasts
 from streamline_trio.testing._world_node import Node, SkewedClock, observed
 from streamline_trio.testing._world_scenario import Scenario, ScenarioMistake
 from streamline_trio.testing._world_summary import Summary
@@ -91,6 +93,7 @@ class World:
         """What the author of the scenario left out or got wrong; `run` raises it."""
         self._notes: list[_Note] = []
         self._meddled: set[tuple[str, str]] = set()
+        self._unserved: dict[str, int] = {}
         self._nursery: trio.Nursery | None = None
         self._right_time: VirtualClock | None = None
         self._options: dict[str, Any] = {
@@ -262,7 +265,9 @@ class World:
             if self._meddle():
                 await trio.sleep(1)
             left = self._left()
-            if self.is_spoilt or (not left and not self.clients.book.watching):
+            self._watch_slots(over=not left)
+            is_over = not left and not self.witness.flow.left_over() and self.scenario.is_over(self)
+            if self.is_spoilt or (is_over and not self.clients.book.watching):
                 return
             for run in left:
                 if run.head.lease is None and run.head.due_at is None:
@@ -271,8 +276,24 @@ class World:
             await trio.sleep(1)
         left = self._left()
         self.wrong.extend(f"{run.id}: does not come to rest, and is {run.head.status}" for run in left)
-        if not left:
+        if not left and self.clients.book.watching:
             self.wrong.append("who waits for runs that have settled is not told")
+        elif not left:
+            self.wrong.append("what was to come of it has not come")
+
+    def _watch_slots(self, *, over: bool) -> None:
+        """No slot is free for long while somebody waits for it, and none is taken by nobody when all is over."""
+        assert self._right_time is not None
+        flow, now = self.witness.flow, self._right_time.now()
+        found: dict[str, str] = {}
+        for bucket, run_id in flow.unserved().items():
+            found[f"{run_id}: waits for a slot of {bucket!r}, and one is free"] = bucket
+        for bucket, ids in flow.left_over().items() if over else ():
+            found[f"{', '.join(ids)}: have slots of {bucket!r}, and do not hold them"] = bucket
+        self._unserved = {text: self._unserved.get(text, now) for text in found}
+        for text, since in self._unserved.items():
+            if now > max(since, flow.errands_due(found[text], self.witness.versions)) + PATIENCE:
+                self.wrong.append(text)
 
     def _meddle(self) -> bool:
         """What fails is mostly undone after the faults: once for each run somebody may cancel or retry that."""
@@ -311,7 +332,7 @@ class World:
         node = next((node for node in self.nodes if node.state == "open"), None)
         if node is None or node.engine is None:
             return
-        handle, clients = node.engine.run(run.id), self.clients
+        handle, clients = handle_on(node, run.id), self.clients
         waits = [record for record in clients.open_waits(run.id) if record.kind in {"human", "signal"}]
         if run.head.paused:
             await handle.unpause()
@@ -370,6 +391,8 @@ class World:
             summary.count(kind, f"{before or 'new'} -> {after}", times)
         for what, times in {**self.deploy.counts, **witness.takeovers}.items():
             summary.count("versions", what, times)
+        for what, times in witness.flow.counts.items():
+            summary.count("flow", what, times)
         for circumstance, times in witness.endings.items():
             summary.count("ends of calls", circumstance, times)
         for run_id in witness.versions:

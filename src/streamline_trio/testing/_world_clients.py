@@ -13,6 +13,7 @@ from streamline_trio._core import payload as payloads
 from streamline_trio._core.approvals import rejection
 from streamline_trio._core.documents import Record, RunDoc
 from streamline_trio._core.errors import (
+    ConcurrencyLimitReached,
     InvalidState,
     RunNotFound,
     StepNotFound,
@@ -22,9 +23,13 @@ from streamline_trio._core.errors import (
     WorkflowNotFound,
 )
 from streamline_trio._core.status import SETTLED
+from streamline_trio._core.tenancy import public_id, stored_id, tenant_of
+from streamline_trio._runtime.engine import Engine
+from streamline_trio._runtime.handle import RunHandle
 from streamline_trio.testing._laws import TURNED_BACK
 from streamline_trio.testing._laws_of_versions import route_of
 from streamline_trio.testing._world_node import Node
+from streamline_trio.testing._world_promises import Broadcast, Bumps, SignalsThatCancel, check_refusal
 from streamline_trio.testing._world_scenario import ScenarioMistake, Start
 
 if TYPE_CHECKING:
@@ -41,6 +46,18 @@ _MEANT_FOR: dict[str, Callable[[RunDoc], bool]] = {
 }
 
 
+def in_scope(node: Node, tenant: str | None) -> Engine:
+    """The engine of a node as a tenant has it, or as everybody."""
+    engine = node.engine
+    assert engine is not None
+    return engine if tenant is None else engine.scoped(tenant)
+
+
+def handle_on(node: Node, run_id: str) -> RunHandle:
+    """A handle on the run that is stored under this id, as its tenant has it."""
+    return in_scope(node, tenant_of(run_id)).run(public_id(run_id))
+
+
 class Book:
     """Who asked for what, and what was acknowledged."""
 
@@ -54,13 +71,17 @@ class Book:
         self.signals: dict[tuple[str | None, str], tuple[str, Any]] = {}
         """Name and payload of each signal by its target and id."""
         self.acknowledged_signals: set[tuple[str | None, str]] = set()
-        self.broadcasts: list[tuple[str, dict[str, int]]] = []
-        """Each acknowledged broadcast, with the revisions of the runs when it was asked for."""
+        self.broadcasts: list[Broadcast] = []
+        """Those that were acknowledged."""
+        self.senders: dict[str, str | None] = {}
+        """In whose scope each broadcast was emitted, by its id."""
         self.issued_to_all: Counter[bytes] = Counter()
         self.cancels: set[str] = set()
         self.doomed: dict[str, int] = {}
         """Runs that must end cancelled, since the revision at which that was acknowledged."""
         self.withdrawals: set[str] = set()
+        self.deletes: set[tuple[str | None, str]] = set()
+        """Of which tenant and workflow runs were to be deleted."""
         self.watching: int = 0
 
 
@@ -70,16 +91,20 @@ class Clients:
     def __init__(self, world: World) -> None:
         self.world = world
         self.book: Book = Book()
+        self.bumps: Bumps = Bumps(world.witness)
+        self.cancelling: SignalsThatCancel = SignalsThatCancel(world.witness)
         self._asked = 0
 
     def act(self, node: Node, verb: str) -> None:
         """Begin to ask for something; what is drawn is drawn now."""
         chooser = self.world.chooser
         if verb == "start":
-            self._ask(node, verb, *self._start(node, chooser.one_of(self.world.scenario.starts)))
+            self.start(node, chooser.one_of(self.world.scenario.starts))
             return
         if verb == "broadcast":
             self._broadcast(node)
+            return
+        if self.world.scenario.act(self.world, node, verb):
             return
         if not self.book.started:
             return
@@ -118,6 +143,14 @@ class Clients:
         started = set(self.book.started)
         return [*self.book.started, *(run_id for run_id in self.world.witness.versions if run_id not in started)]
 
+    def begin(self, node: Node, verb: str, what: str, act: Callable[[], Awaitable[None]]) -> None:
+        """Begin to ask for something of a scenario's own."""
+        self._ask(node, verb, what, act)
+
+    def start(self, node: Node, start: Start) -> None:
+        """Begin to start a run."""
+        self._ask(node, "start", *self._start(node, start))
+
     def _ask(self, node: Node, verb: str, what: str, act: Callable[[], Awaitable[None]]) -> None:
         world = self.world
         self._asked += 1
@@ -136,6 +169,15 @@ class Clients:
             world.note(node.name, "client {}: {}", number, what)
 
     async def _outcome(self, act: Callable[[], Awaitable[None]], what: str) -> str:
+        marks = self.world.witness.flow.marks()
+        try:
+            return await self._answered(act, what)
+        except ConcurrencyLimitReached as error:
+            wrong = check_refusal(self.world.witness, error, marks)
+            self.world.witness.wrong += [] if wrong is None else [f"{what}: {wrong}"]
+            return "refused (ConcurrencyLimitReached)"
+
+    async def _answered(self, act: Callable[[], Awaitable[None]], what: str) -> str:
         try:
             with self.asked(what):
                 await act()
@@ -143,6 +185,8 @@ class Clients:
             return "unknown"
         except REFUSALS as error:
             return f"refused ({type(error).__name__})"
+        except ConcurrencyLimitReached:
+            raise
         except ScenarioMistake as mistake:
             self.world.mistake = mistake
             return "a mistake"
@@ -186,26 +230,35 @@ class Clients:
     # --- starting ------------------------------------------------------------------------------------------
 
     def _start(self, node: Node, start: Start) -> tuple[str, Callable[[], Awaitable[None]]]:
-        run_id = f"r{len(self.book.started) + 1}"
-        self.book.started.append(run_id)
-        engine = node.engine
-        assert engine is not None
-        key = start.idempotency_key
+        tenant = start.tenant
+        run_id = f"r{self._started_in(tenant) + 1}"
+        self.book.started.append(stored_id(tenant, run_id))
+        engine = in_scope(node, tenant)
+        key, value = start.idempotency_key, self.world.scenario.input_of(start)
 
         async def act() -> None:
-            handle = await engine.start(
-                start.workflow.id,
-                start.input,
-                run_id=run_id,
-                idempotency_key=key,
-                delay=start.delay,
-                priority=start.priority,
-            )
-            self.book.acknowledged_starts.add(handle.id)
+            with self.bumps.call(start.workflow, value) as call:
+                handle = await engine.start(
+                    start.workflow.id,
+                    value,
+                    run_id=run_id,
+                    idempotency_key=key,
+                    delay=start.delay,
+                    priority=start.priority,
+                )
+                stored = stored_id(tenant, handle.id)
+                call.acknowledged(stored)
+            self.book.acknowledged_starts.add(stored)
             if key is not None:
-                self.book.key_holders.append((handle.id, key))
+                self.book.key_holders.append((stored, key))
 
         return f"start {run_id} of {start.workflow.id}" + ("" if key is None else f" under key {key}"), act
+
+    def _started_in(self, tenant: str | None) -> int:
+        """How many have been asked for; of one tenant where all have one, so that they use the same ids."""
+        if None in self._tenants():
+            return len(self.book.started)
+        return sum(tenant_of(one) == tenant for one in self.book.started)
 
     # --- answering -----------------------------------------------------------------------------------------
 
@@ -226,14 +279,12 @@ class Clients:
         self, node: Node, run_id: str, value: Any, *, token: str | None = None, wait: str | None = None
     ) -> None:
         """Answer the open wait of this name, or the one of the token."""
-        engine = node.engine
-        assert engine is not None
         key = run_id, payloads.encode(value, what="answer")
         self.book.issued[key] += 1
         if token is None:
-            await engine.run(run_id).resume(value, wait=wait)
+            await handle_on(node, run_id).resume(value, wait=wait)
         else:
-            await engine.resume(token, value)
+            await in_scope(node, tenant_of(run_id)).resume(token, value)
         self.book.acknowledged[key] += 1
 
     def _token(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
@@ -248,28 +299,26 @@ class Clients:
         return f"answer {run_id} by token with {value!r}", lambda: self.answer(node, run_id, value, token=token)
 
     def _reject(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
-        engine = node.engine
-        assert engine is not None
+        handle = handle_on(node, run_id)
         if not any(record.approval for record in self.open_waits(run_id)):
             return None
 
         async def act() -> None:
             key = run_id, rejection("so chosen")
             self.book.issued[key] += 1
-            await engine.run(run_id).reject("so chosen")
+            await handle.reject("so chosen")
             self.book.acknowledged[key] += 1
 
         return f"reject what {run_id} asks for", act
 
     def _withdraw(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
-        engine = node.engine
-        assert engine is not None
+        handle = handle_on(node, run_id)
         if not any(record.kind == "human" for record in self.open_waits(run_id)):
             return None
 
         async def act() -> None:
             self.book.withdrawals.add(run_id)
-            await engine.run(run_id).withdraw("so chosen")
+            await handle.withdraw("so chosen")
 
         return f"withdraw what {run_id} waits for", act
 
@@ -293,16 +342,22 @@ class Clients:
             self.world.summary.count("faults", "duplicate signal")
         else:
             id = f"s{len(self.book.signals) + 1}"
-            name = chooser.one_of(sorted(scenario.signals))
+            name = chooser.one_of(scenario.names(run_id))
             self.book.signals[run_id, id] = name, self.draw_signal(run_id, name)
+            if run_id is None:
+                self.book.senders[id] = chooser.one_of(self._tenants())
         name, value = self.book.signals[run_id, id]
         target = "all" if run_id is None else run_id
         return f"signal {name} {id} to {target}: {value!r}", lambda: self.emit(node, run_id, id)
 
+    def _tenants(self) -> list[str | None]:
+        """Who starts runs here."""
+        return list(dict.fromkeys(start.tenant for start in self.world.scenario.starts)) or [None]
+
     async def emit(self, node: Node, run_id: str | None, id: str) -> None:
         """Emit a signal of the book."""
-        engine = node.engine
-        assert engine is not None
+        tenant = self.book.senders.get(id) if run_id is None else tenant_of(run_id)
+        engine = in_scope(node, tenant)
         name, value = self.book.signals[run_id, id]
         stored = payloads.encode(value, what="signal")
         versions = self.world.witness.versions
@@ -313,9 +368,12 @@ class Clients:
             self.book.issued_to_all[stored] += 1
         elif (run_id, id) not in self.book.acknowledged_signals:
             self.book.issued[run_id, stored] += 1
-        await engine.emit(name, value, run=run_id, id=id)
+        sent = self.cancelling.sent(name, stored, run_id, tenant, id)
+        await engine.emit(name, value, run=None if run_id is None else public_id(run_id), id=id)
         if run_id is None:
-            self.book.broadcasts.append((name, before))
+            self.book.broadcasts.append(Broadcast(name, stored, tenant, id, before))
+        elif self.cancelling.cancels(sent):
+            self.world.witness.wrong += self.cancelling.acknowledged(sent)
         elif (run_id, id) not in self.book.acknowledged_signals:
             self.book.acknowledged_signals.add((run_id, id))
             self.book.acknowledged[run_id, stored] += 1
@@ -323,13 +381,12 @@ class Clients:
     # --- steering ------------------------------------------------------------------------------------------
 
     def _cancel(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]]:
-        engine, witness = node.engine, self.world.witness
-        assert engine is not None
+        handle, witness = handle_on(node, run_id), self.world.witness
 
         async def act() -> None:
             self.book.cancels.add(run_id)
             known = len(witness.versions.get(run_id, ()))
-            await engine.run(run_id).cancel("so chosen")
+            await handle.cancel("so chosen")
             run = witness.run(run_id)
             seen = witness.versions[run_id][max(known - 1, 0) :]
             # Where it had settled at some moment of the call, this was a no-op, whatever has revived it since.
@@ -346,8 +403,7 @@ class Clients:
         return set(TURNED_BACK) if plan.compensate_on_cancel else {"cancelled"}
 
     def _rewind(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
-        engine, witness = node.engine, self.world.witness
-        assert engine is not None
+        handle, witness = handle_on(node, run_id), self.world.witness
         versions = witness.versions.get(run_id)
         if not versions or not versions[-1].steps:
             return None
@@ -355,43 +411,41 @@ class Clients:
 
         async def act() -> None:
             witness.revived.add(run_id)
-            await engine.run(run_id).rewind(step)
+            await handle.rewind(step)
 
         return f"rewind {run_id} to {step}", act
 
     def _fork(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
-        engine, versions = node.engine, self.world.witness.versions.get(run_id)
-        assert engine is not None
+        handle, versions = handle_on(node, run_id), self.world.witness.versions.get(run_id)
         if not versions or not versions[-1].steps:
             return None
         step = self.world.chooser.one_of(list(versions[-1].steps))
 
         async def act() -> None:
-            forked = await engine.run(run_id).fork(step)
-            self.book.acknowledged_starts.add(forked.id)
+            forked = await handle.fork(step)
+            self.book.acknowledged_starts.add(stored_id(tenant_of(run_id), forked.id))
 
         return f"fork {run_id} from {step}", act
 
     def _plain(self, node: Node, run_id: str, verb: str) -> tuple[str, Callable[[], Awaitable[None]]]:
-        engine = node.engine
-        assert engine is not None
+        handle = handle_on(node, run_id)
 
         async def act() -> None:
             if verb == "retry":
                 self.world.witness.revived.add(run_id)
-            await getattr(engine.run(run_id), verb)()
+            await getattr(handle, verb)()
 
         return f"{verb} {run_id}", act
 
     def _delete(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]] | None:
-        engine = node.engine
-        assert engine is not None
-        run = self.world.witness.versions.get(run_id)
+        tenant, run = tenant_of(run_id), self.world.witness.versions.get(run_id)
+        engine = in_scope(node, tenant)
         if not run or run[-1].head.status not in SETTLED:
             return None
         workflow, status = run[-1].origin.workflow, run[-1].head.status
 
         async def act() -> None:
+            self.book.deletes.add((tenant, workflow))
             await engine.delete(workflow=workflow, status=status)
 
         return f"delete {status} runs of {workflow}", act
@@ -399,13 +453,12 @@ class Clients:
     # --- reading -------------------------------------------------------------------------------------------
 
     def _watch(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]]:
-        engine, witness = node.engine, self.world.witness
-        assert engine is not None
+        handle, witness = handle_on(node, run_id), self.world.witness
 
         async def act() -> None:
             self.book.watching += 1
             try:
-                seen = await engine.run(run_id).wait()
+                seen = await handle.wait()
             finally:
                 self.book.watching -= 1
             if not any(run.head.status == seen.status for run in witness.versions[run_id]):
@@ -414,75 +467,16 @@ class Clients:
         return f"wait for {run_id}", act
 
     def _look(self, node: Node, run_id: str) -> tuple[str, Callable[[], Awaitable[None]]]:
-        engine, witness = node.engine, self.world.witness
-        assert engine is not None
+        handle, engine = handle_on(node, run_id), in_scope(node, tenant_of(run_id))
+        witness = self.world.witness
 
         async def act() -> None:
             known = witness.versions.get(run_id, [])
             before = known[-1].head.revision if known else 0
-            seen = await engine.get(run_id)
+            seen = await handle.get()
             if seen.revision < before:
                 witness.wrong.append(f"{run_id}: a reader saw revision {seen.revision} after {before}")
-            await engine.run(run_id).logs()
+            await handle.logs()
             await engine.pending()
 
         return f"look at {run_id}", act
-
-
-def judge(world: World) -> list[str]:
-    """What was acknowledged and is lost, or was done more often than asked; once every run has settled."""
-    book, witness = world.clients.book, world.witness
-    wrong = [
-        f"{run_id}: its start was acknowledged, and it is not stored"
-        for run_id in book.acknowledged_starts
-        if run_id not in witness.versions
-    ]
-    for run_id, key in book.key_holders:
-        if run_id in witness.versions and witness.run(run_id).origin.idempotency_key != key:
-            wrong.append(f"{run_id}: was given to a caller with key {key}, which it does not have")
-    for (run_id, value), times in book.acknowledged.items():
-        came = witness.arrived[run_id, value]
-        if came < times:
-            wrong.append(f"{run_id}: {times} acknowledged {_plain_of(value)!r}, and {came} came")
-    for (run_id, value), came in witness.arrived.items():
-        issued = book.issued[run_id, value] + book.issued_to_all[value]
-        if came > issued:
-            wrong.append(f"{run_id}: {issued} issued {_plain_of(value)!r}, and {came} came")
-    for run_id, revision in book.doomed.items():
-        status = witness.run(run_id).head.status
-        on_cancel = witness.plans[route_of(witness.run(run_id))].compensate_on_cancel
-        if status not in (set(TURNED_BACK) if on_cancel else {"cancelled"}):
-            wrong.append(f"{run_id}: its cancellation was acknowledged at revision {revision}, and it is {status}")
-    wrong += [message for run_id in witness.versions for message in _judge_end(world, witness.run(run_id))]
-    return wrong
-
-
-def _judge_end(world: World, run: RunDoc) -> list[str]:
-    head, book = run.head, world.clients.book
-    if head.status == "cancelled" and run.id not in book.cancels and run.origin.parent is None:
-        return [f"{run.id}: was cancelled, and nobody asked for it"]
-    if head.error is not None and head.status != "cancelled" and not world.scenario.may_fail(run):
-        return [f"{run.id}: must not fail so: {head.error.code} {head.error.message}"]
-    return []
-
-
-def judge_broadcasts(world: World) -> list[str]:
-    """Waits that an acknowledged broadcast has passed by; once faults have stopped and all is swept."""
-    witness = world.witness
-    wrong: list[str] = []
-    for name, before in world.clients.book.broadcasts:
-        for run_id, revision in before.items():
-            opened = next((run for run in witness.versions[run_id] if run.head.revision == revision), None)
-            if opened is None or run_id in witness.deleted:
-                continue
-            now = witness.run(run_id).records
-            for key, record in opened.records.items():
-                still = now.get(key)
-                waited = record.is_open and record.signal == name
-                if waited and still is not None and still.is_open and still.opened_at == record.opened_at:
-                    wrong.append(f"{run_id}: broadcast {name} was acknowledged, and its wait {key} is still open")
-    return wrong
-
-
-def _plain_of(value: bytes) -> Any:
-    return payloads.decoder(Any).decode(value, what="payload")

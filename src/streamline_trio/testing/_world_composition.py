@@ -22,8 +22,10 @@ from streamline_trio import (
 )
 from streamline_trio._core import payload as payloads
 from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.tenancy import stored_id
 from streamline_trio._runtime.context import StepContext
 from streamline_trio.testing._world_drawing import CHILD, GRANDCHILD, Op
+from streamline_trio.testing._world_operations import stored_as
 
 Context = StepContext[Any, Any, Any]
 
@@ -152,7 +154,7 @@ class Compositions(ABC):
             self._wrong(f"{ctx.run_id}: a join with policy {policy} gave {result}")
 
     def _compare_status(self, ctx: Context, child: str, status: str) -> None:
-        settled = self._settled_as(child)
+        settled = self._settled_as(stored_id(ctx.tenant, child))
         # Of one that did not end well and was taken up again since, a join only knows that it did not.
         if status not in settled and not (status == "failed" and settled - {"done"}):
             self._wrong(f"{ctx.run_id}: was told that its child {child} is {status}, which it never was")
@@ -162,7 +164,7 @@ class Compositions(ABC):
     async def _do_emit(self, ctx: Context, _op: Op, where: str, _got: list[Any]) -> None:
         """A signal to itself: it comes once, however often this is called."""
         value = f"{ctx.idempotency_key()} {where}"
-        self._issued(ctx.run_id, payloads.encode(value, what="signal"))
+        self._issued(stored_as(ctx), payloads.encode(value, what="signal"))
         await ctx.emit("e", value, run=ctx.run_id)
 
     async def _do_approve(self, ctx: Context, op: Op, where: str, got: list[Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -39,6 +39,25 @@ class StepProgram(msgspec.Struct, frozen=True):
     keep: int = 0
 
 
+class Rules(msgspec.Struct, frozen=True):
+    """What a workflow says about its starts; numbers are limits and seconds, 0 is none.
+
+    `keyed`: there is a bucket for each of the keys; `triggered` by the signal that starts runs; `cancelled` by the
+    other one: of those that it "matches", or of "all".
+    """
+
+    limit: int = 0
+    when_full: Literal["queue", "reject"] = "queue"
+    rate: int = 0
+    window: float = 0
+    quiet: float = 0
+    longest: float = 0
+    keyed: bool = False
+    triggered: bool = False
+    cancelled: Literal["", "matches", "all"] = ""
+
+
+NO_RULES = Rules()
 OLDER, NEWER = "1.0.0", "2.0.0"
 
 
@@ -59,6 +78,7 @@ class Program(msgspec.Struct, frozen=True):
     version: str = OLDER
     ids: tuple[str, ...] = ()
     """Of the steps, in order."""
+    rules: Rules = NO_RULES
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -167,6 +187,13 @@ def draw_program(chooser: Chooser, id: str) -> Program:
         undoes_cancelled=saga and chooser.one_in(3),
         is_watched=chooser.one_in(4),
     )
+
+
+def draw_short_program(chooser: Chooser, id: str) -> Program:
+    """A workflow of one or two steps that mostly goes on by itself."""
+    saga = chooser.one_in(4)
+    steps = tuple(_draw_step(chooser, _IN_CHILDREN, saga=saga) for _ in range(1 + chooser.below(2)))
+    return _program(id, steps, timeout=chooser.one_of((None, None, 30.0)))
 
 
 def draw_children(chooser: Chooser) -> tuple[Program, Program]:

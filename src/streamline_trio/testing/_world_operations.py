@@ -91,7 +91,7 @@ class Operations(ABC):
 
     async def _do_token(self, ctx: Context, op: Op, where: str, got: list[Any]) -> None:
         async def pass_on(token: str) -> None:
-            self._tokens.append((ctx.run_id, token))
+            self._tokens.append((stored_as(ctx), token))
             await trio.sleep(0.1)
 
         name = f"wait {where}"
@@ -182,7 +182,7 @@ class Operations(ABC):
 
     def _effect(self, ctx: Context, where: str) -> None:
         if not is_gone(ctx):
-            self.effects[ctx.run_id, name_of(ctx.step_id), where] += 1
+            self.effects[stored_as(ctx), name_of(ctx.step_id), where] += 1
 
     def _compare(self, ctx: Context, key: str, seen: Any) -> None:
         """What a wait gave is the one outcome that is stored."""
@@ -194,6 +194,11 @@ class Operations(ABC):
         stored = None if record is None else told.get(record.outcome or "", plain_of(record.value))
         if record is None or record.outcome is None or stored != seen:
             self._wrong(f"{ctx.run_id}: wait {key} gave {seen!r}, and {stored!r} is stored")
+
+
+def stored_as(ctx: Context) -> str:
+    """The id under which its run is stored, which has the tenant in it."""
+    return ctx._driver.run.id  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - shipped with it
 
 
 def is_gone(ctx: Context) -> bool:

@@ -27,7 +27,7 @@ from streamline_trio.testing._world_drawing import (
     flattened,
 )
 from streamline_trio.testing._world_misuse import MISUSES, Misuses
-from streamline_trio.testing._world_operations import Context, Flaky, Operations, is_gone, plain_of
+from streamline_trio.testing._world_operations import Context, Flaky, Operations, is_gone, plain_of, stored_as
 from streamline_trio.testing._world_scenario import VERBS, Scenario, Start
 from streamline_trio.testing._world_twins import Twins
 
@@ -107,10 +107,16 @@ class Programs(Operations, Misuses, Compositions, Twins, Scenario):
             timeout=program.timeout,
             compensate_on_cancel=program.undoes_cancelled,
             **watched,
+            **self._limits(program),
         )
         for number, step in enumerate(program.steps):
             self._add(workflow, program, number, step)
         return workflow
+
+    def _limits(self, program: Program) -> dict[str, Any]:
+        """What the workflow says about its starts: here nothing."""
+        del program
+        return {}
 
     def _add(self, workflow: Workflow[Any, Any], program: Program, number: int, step: StepProgram) -> None:
         async def handler(ctx: Context) -> list[Any]:
@@ -155,7 +161,7 @@ class Programs(Operations, Misuses, Compositions, Twins, Scenario):
     def _stored(self, ctx: Context) -> RunDoc | None:
         assert self._world is not None
         driver = ctx._driver  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - shipped with it
-        run = self._world.witness.run(ctx.run_id)
+        run = self._world.witness.run(stored_as(ctx))
         return None if is_gone(ctx) or run.head.lease is None or run.head.fence != driver.writer.fence else run
 
     def _settled_as(self, run_id: str) -> set[str]:

@@ -15,6 +15,7 @@ from streamline_trio.testing._world_choices import Chooser
 
 if TYPE_CHECKING:
     from streamline_trio.testing._world import World
+    from streamline_trio.testing._world_node import Node
 
 VERBS = (
     "cancel",
@@ -44,6 +45,7 @@ class Start(msgspec.Struct, frozen=True):
     idempotency_key: str | None = None
     delay: float | None = None
     priority: int = 0
+    tenant: str | None = None
 
 
 class Scenario:
@@ -115,6 +117,25 @@ class Scenario:
                 f"the scenario has no such signal: give it with Scenario(signals={{{name!r}: [...]}})"
             )
         return chooser.one_of(self.signals[name])
+
+    def input_of(self, start: Start) -> Any:
+        """What one start is given."""
+        return start.input
+
+    def names(self, run_id: str | None) -> Sequence[str]:
+        """The signals that may be sent to a run, or to all."""
+        del run_id
+        return sorted(self.signals)
+
+    def act(self, world: World, node: Node, verb: str) -> bool:
+        """Let a client do something of this scenario's own; False if the verb is none of them."""
+        del world, node, verb
+        return False
+
+    def is_over(self, world: World) -> bool:
+        """Whether nothing more is to come of it, all runs having settled."""
+        del world
+        return True
 
     def tokens(self) -> Sequence[tuple[str, str]]:
         """The tokens that handlers have passed on so far, each with its run."""

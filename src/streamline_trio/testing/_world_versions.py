@@ -14,6 +14,7 @@ import trio
 
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.store import Route
+from streamline_trio._core.tenancy import stored_id
 from streamline_trio._core.versions import version_key
 from streamline_trio._runtime.care import LOOKS_PER_LEASE
 from streamline_trio._runtime.clock import Chance
@@ -83,20 +84,22 @@ class Deploy:
     def asked(self, run: Run) -> str | None:
         """A worker asks `migrate` about a run; what is wrong with that."""
         self.counts["asked"] += 1
-        self._asked[playing.get(), run.id] = run.revision
-        if (playing.get(), run.id, run.revision) not in self._refused:
+        run_id = stored_id(run.tenant, run.id)
+        self._asked[playing.get(), run_id] = run.revision
+        if (playing.get(), run_id, run.revision) not in self._refused:
             return None
-        return f"{run.id}: {playing.get()} asks again about revision {run.revision}, which it has refused"
+        return f"{run_id}: {playing.get()} asks again about revision {run.revision}, which it has refused"
 
     def refuses(self, run: Run) -> None:
         """It does not take the run over."""
-        self._refused.add((playing.get(), run.id, run.revision))
+        self._refused.add((playing.get(), stored_id(run.tenant, run.id), run.revision))
 
     def heard(self, node: str, event: Any) -> None:
         """A worker tells of something that went wrong: perhaps a refusal."""
         if "is not taken over by" in event.context:
             self.counts["refused"] += 1
-            self._refused.add((node, event.run_id, self._asked[node, event.run_id]))
+            run_id = stored_id(event.tenant, event.run_id)
+            self._refused.add((node, run_id, self._asked[node, run_id]))
 
     def is_refused(self, run_id: str, revision: int) -> bool:
         """Whether some worker has refused the run as it is."""

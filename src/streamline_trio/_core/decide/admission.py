@@ -15,6 +15,8 @@ from streamline_trio._core.documents import WANTS_SLOT, Head, Lease, Origin, Run
 from streamline_trio._core.events import WorkflowStarted
 from streamline_trio._core.plan import Plan
 
+_REVISIONS = 0x3FFF_FFFF
+
 
 class StartRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What `start` was asked for, and the run's first state.
@@ -43,7 +45,7 @@ def admit(request: StartRequest, plan: Plan, now: int, worker: str | None = None
         fingerprint=plan.fingerprint,
         status="draft",
         updated_at=now,
-        revision=0,
+        revision=_before_first(request.slot),
         start_at=start_at,
         slot=request.slot,
         cancelled_by=plan.cancel_signals,
@@ -86,6 +88,15 @@ def has_same_cause(stored: Origin, asked: Origin) -> bool:
     if was is None or fired is None or not fired.schedule:
         return False
     return (was.schedule, was.at) == (fired.schedule, fired.at)
+
+
+def _before_first(slot: SlotDoc | None) -> int:
+    """The revision that its first one follows.
+
+    A draft whose starter waits is removed if it gets no slot, and may be started again under its id: each begins
+    somewhere else, or what was decided on the one before would be a valid commit on this one.
+    """
+    return slot.acquisition & _REVISIONS if slot is not None and slot.attended else 0
 
 
 def _throttle(request: StartRequest, plan: Plan, now: int) -> ThrottleDoc | None:
