@@ -62,22 +62,24 @@ async def test_a_firing_that_another_worker_has_started_is_not_driven_here():
 
     slow = Late(inner, lambda write: isinstance(write, Insert), fails=True)
     options: dict[str, Any] = {"lease": 60.0, "poll_interval": 1.0}
-    async with open_engine(slow, workflow, **options) as first, open_engine(inner, workflow, **options) as second:
+    async with open_engine(slow, workflow, **options) as first:
         await first.schedule(workflow, every=Recurrence.every(10, count=1), id="s")
         with trio.fail_after(100):
             await slow.parked.wait()
-            while not entered:  # noqa: ASYNC110 - time is skipped
-                await trio.sleep(1)
-        slow.go_on.set()
-        await trio.sleep(5)
-        assert len(entered) == 1
-        leave.set()
-        with trio.fail_after(100):
-            (run,) = (await second.find()).items
-            assert (await second.run(run.id).wait()).recoveries == 0
-            while not (await second.schedules.get("s")).fired:  # noqa: ASYNC110 - time is skipped
-                await trio.sleep(1)
-        assert await second.count() == len(entered) == 1
+        async with open_engine(inner, workflow, **options) as second:
+            with trio.fail_after(200):
+                while not entered:  # noqa: ASYNC110 - time is skipped
+                    await trio.sleep(1)
+            slow.go_on.set()
+            await trio.sleep(5)
+            assert len(entered) == 1
+            leave.set()
+            with trio.fail_after(100):
+                (run,) = (await second.find()).items
+                assert (await second.run(run.id).wait()).recoveries == 0
+                while not (await second.schedules.get("s")).fired:  # noqa: ASYNC110 - time is skipped
+                    await trio.sleep(1)
+            assert await second.count() == len(entered) == 1
 
 
 def refusing(limit: int = 1) -> Workflow[Any, Any]:
@@ -97,16 +99,23 @@ def is_of_bucket(write: Any) -> bool:
 @virtual
 async def test_a_commit_of_another_process_does_not_end_a_start_that_is_under_way():
     """Proves that who signals a draft that is just being admitted does not take its starter for vanished."""
-    inner, flow = MemoryStore(exclusive=False), refusing()
-    slow = Late(inner, is_of_bucket)
+    inner, flow, inserted = MemoryStore(exclusive=False), refusing(), list[Any]()
+
+    def is_held(write: Any) -> bool:
+        inserted.extend([write] if isinstance(write, Insert) else [])
+        return is_of_bucket(write)
+
+    slow = Late(inner, is_held)
     async with open_engine(slow, flow, lease=60.0) as first, open_engine(inner, flow, worker=False) as other:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: first.start(flow, run_id="r"))
             await slow.parked.wait()
             await other.emit("s", 1, run="r")
             await trio.sleep(1)
+            assert (await other.get("r")).status == "draft"
             slow.go_on.set()
         assert (await first.run("r").wait(timeout=20)).status == "done"
+        assert len(inserted) == 1
 
 
 @virtual

@@ -152,7 +152,8 @@ class SignalsThatCancel:
 
     def _is_missed(self, run_id: str, revision: int, doc: BroadcastDoc) -> bool:
         since = [run for run in self._witness.versions[run_id] if run.head.revision >= revision]
-        if not since or not all(self._meets(run, doc.signal, doc.payload, doc.tenant) for run in since):
+        is_there = bool(since) and since[0].head.revision == revision  # else another was started under its id
+        if not is_there or not all(self._meets(run, doc.signal, doc.payload, doc.tenant) for run in since):
             return False
         # One that was created later, by the clocks that both were told, is not meant.
         return since[0].origin.created_at <= doc.at and not any(map(_ends, since))
