@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from streamline_trio._core.broadcasts import BroadcastDoc
+from streamline_trio._core.checking import is_mapping
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import ConcurrencyLimitReached
@@ -177,7 +178,7 @@ class SignalsThatCancel:
 
 
 def _agree(given: Any, theirs: str, own: Any, mine: str) -> bool:
-    has_both = isinstance(given, dict) and isinstance(own, dict) and theirs in given and mine in own
+    has_both = is_mapping(given) and is_mapping(own) and theirs in given and mine in own
     return has_both and bool(given[theirs] == own[mine])
 
 
