@@ -20,12 +20,21 @@ from streamline_trio import (
     open_engine,
 )
 from streamline_trio._core.documents import RunDoc
+from streamline_trio._core.durations import instant_millis
 from streamline_trio._core.store import Delete, Insert, PutSide, Refused, Update
 from streamline_trio.testing import WrappedStore
+from streamline_trio.testing._time import START
 from streamline_trio.testing._wrapped_store import Act
 from tests.crash.scenes import virtual
 
 Context = StepContext[Any, Any]
+
+
+class Ahead:
+    """A clock that is ahead by more than a lease."""
+
+    def now(self) -> int:
+        return instant_millis(START, what="start") + int(trio.current_time() * 1000) + 100_000
 
 
 class Late(WrappedStore):
@@ -49,8 +58,8 @@ class Late(WrappedStore):
 
 @virtual
 async def test_a_firing_that_another_worker_has_started_is_not_driven_here():
-    """Proves that a worker whose insert of a firing fails finds another's run there and leaves it to that worker,
-    whose handler would else run twice at once.
+    """Proves that a worker whose insert of a firing fails finds the run of another there, whose clock is ahead so
+    that it has taken the firing over, and leaves it to that one: else the handler would run twice at once.
     """
     inner, entered, leave = MemoryStore(exclusive=False), list[str](), trio.Event()
     workflow: Workflow[Any, Any] = Workflow("job")
@@ -62,22 +71,24 @@ async def test_a_firing_that_another_worker_has_started_is_not_driven_here():
 
     slow = Late(inner, lambda write: isinstance(write, Insert), fails=True)
     options: dict[str, Any] = {"lease": 60.0, "poll_interval": 1.0}
-    async with open_engine(slow, workflow, **options) as first, open_engine(inner, workflow, **options) as second:
+    async with open_engine(slow, workflow, **options) as first:
         await first.schedule(workflow, every=Recurrence.every(10, count=1), id="s")
         with trio.fail_after(100):
             await slow.parked.wait()
-            while not entered:  # noqa: ASYNC110 - time is skipped
-                await trio.sleep(1)
-        slow.go_on.set()
-        await trio.sleep(5)
-        assert len(entered) == 1
-        leave.set()
-        with trio.fail_after(100):
-            (run,) = (await second.find()).items
-            assert (await second.run(run.id).wait()).recoveries == 0
-            while not (await second.schedules.get("s")).fired:  # noqa: ASYNC110 - time is skipped
-                await trio.sleep(1)
-        assert await second.count() == len(entered) == 1
+        async with open_engine(inner, workflow, clock=Ahead(), **options) as second:
+            with trio.fail_after(20):
+                while not entered:  # noqa: ASYNC110 - time is skipped
+                    await trio.sleep(1)
+            slow.go_on.set()
+            await trio.sleep(5)
+            assert len(entered) == 1
+            leave.set()
+            with trio.fail_after(100):
+                (run,) = (await second.find()).items
+                assert (await second.run(run.id).wait()).recoveries == 0
+                while not (await second.schedules.get("s")).fired:  # noqa: ASYNC110 - time is skipped
+                    await trio.sleep(1)
+            assert await second.count() == len(entered) == 1
 
 
 def refusing(limit: int = 1) -> Workflow[Any, Any]:
@@ -97,16 +108,23 @@ def is_of_bucket(write: Any) -> bool:
 @virtual
 async def test_a_commit_of_another_process_does_not_end_a_start_that_is_under_way():
     """Proves that who signals a draft that is just being admitted does not take its starter for vanished."""
-    inner, flow = MemoryStore(exclusive=False), refusing()
-    slow = Late(inner, is_of_bucket)
+    inner, flow, inserted = MemoryStore(exclusive=False), refusing(), list[Any]()
+
+    def is_held(write: Any) -> bool:
+        inserted.extend([write] if isinstance(write, Insert) else [])
+        return is_of_bucket(write)
+
+    slow = Late(inner, is_held)
     async with open_engine(slow, flow, lease=60.0) as first, open_engine(inner, flow, worker=False) as other:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: first.start(flow, run_id="r"))
             await slow.parked.wait()
             await other.emit("s", 1, run="r")
             await trio.sleep(1)
+            assert (await other.get("r")).status == "draft"
             slow.go_on.set()
         assert (await first.run("r").wait(timeout=20)).status == "done"
+        assert len(inserted) == 1
 
 
 @virtual

@@ -10,7 +10,7 @@ from tests.mutants.__main__ import main
 from tests.mutants.fault import ROOT, Fault, Stale
 from tests.mutants.faults import FAULTS
 
-AT_LEAST = 100
+AT_LEAST = 130
 NAMES = [fault.name for fault in FAULTS]
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from streamline_trio._core.broadcasts import BroadcastDoc
+from streamline_trio._core.checking import is_mapping
 from streamline_trio._core.definition import Workflow
 from streamline_trio._core.documents import RunDoc
 from streamline_trio._core.errors import ConcurrencyLimitReached
@@ -152,7 +153,8 @@ class SignalsThatCancel:
 
     def _is_missed(self, run_id: str, revision: int, doc: BroadcastDoc) -> bool:
         since = [run for run in self._witness.versions[run_id] if run.head.revision >= revision]
-        if not since or not all(self._meets(run, doc.signal, doc.payload, doc.tenant) for run in since):
+        is_there = bool(since) and since[0].head.revision == revision  # else another was started under its id
+        if not is_there or not all(self._meets(run, doc.signal, doc.payload, doc.tenant) for run in since):
             return False
         # One that was created later, by the clocks that both were told, is not meant.
         return since[0].origin.created_at <= doc.at and not any(map(_ends, since))
@@ -176,7 +178,7 @@ class SignalsThatCancel:
 
 
 def _agree(given: Any, theirs: str, own: Any, mine: str) -> bool:
-    has_both = isinstance(given, dict) and isinstance(own, dict) and theirs in given and mine in own
+    has_both = is_mapping(given) and is_mapping(own) and theirs in given and mine in own
     return has_both and bool(given[theirs] == own[mine])
 
 
