@@ -136,7 +136,12 @@ async def test_a_debounced_run_asks_for_the_slot_of_its_last_input():
 
 def test_gates_without_what_they_need():
     """S552: a limit without its number is no limit; a key is not needed, since there is one bucket then."""
-    for options in ({"concurrency": Concurrency(0)}, {"throttle": Throttle(1, 0)}, {"debounce": Debounce(0)}):
+    bad: list[dict[str, Any]] = [
+        {"concurrency": Concurrency(0)},
+        {"throttle": Throttle(1, 0)},
+        {"debounce": Debounce(0)},
+    ]
+    for options in bad:
         with pytest.raises(DefinitionError, match=next(iter(options))):
             Workflow("flow", **options)
     Workflow("flow", concurrency=Concurrency(1, when_full="reject"), throttle=Throttle(1, 1))

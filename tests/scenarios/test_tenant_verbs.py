@@ -1,7 +1,7 @@
 """No verb in one tenant's scope reads or changes another tenant's run; a new verb must have a case here."""
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -138,7 +138,7 @@ def test_every_verb_has_a_case():
 
 
 @asynccontextmanager
-async def of_tenant_a(state: str = "parked", **options: Any) -> Any:
+async def of_tenant_a(state: str = "parked", **options: Any) -> AsyncGenerator[Engine]:
     """Tenant a's run `r`, and its document, which must not change while the block lasts."""
     store = MemoryStore()
     minted.clear()

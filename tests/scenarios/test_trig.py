@@ -41,7 +41,8 @@ def triggered(id: str = "flow", *triggers: Any, **options: Any) -> Workflow[Any,
 
 def parking(id: str = "order", **options: Any) -> Workflow[Any, Any]:
     """A workflow that waits for a person, and is cancelled by a signal."""
-    workflow: Workflow[Any, Any] = Workflow(id, **{"cancel_on": [gone], **options})
+    options.setdefault("cancel_on", [gone])
+    workflow: Workflow[Any, Any] = Workflow(id, **options)
 
     @workflow.step
     async def park(ctx: Ctx) -> Any:

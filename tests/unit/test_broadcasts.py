@@ -109,12 +109,13 @@ def test_a_broadcast_cancels_only_what_was_there():
     signal = SignalArrived(signal="s", payload=pack(1), id="i", addressed=False, at=T0)
     plan = cancellable(CancelPlan(signal="s"))
     own = broadcast_key(None, "s", "i")
-    for fields, cancelled in (
+    expected: list[tuple[dict[str, Any], bool]] = [
         ({}, True),
         ({"created_at": T0 + 1}, False),
         ({"emission": own}, False),
         ({"emission": broadcast_key(None, "s", "j")}, True),
-    ):
+    ]
+    for fields, cancelled in expected:
         assert Story(plan, **fields).does(signal).head.cancel_requested == cancelled
 
 
