@@ -11,6 +11,8 @@ from pymongo import MongoClient
 
 from benchmarks.commands import Command, Commands
 from streamline_trio import MongoStore, Workflow, open_engine
+from streamline_trio._core.broadcasts import BROADCASTS
+from streamline_trio._core.store import SideDoc
 from streamline_trio._runtime.claimer import BATCH
 from streamline_trio.stores.mongo import _stream
 
@@ -18,12 +20,19 @@ LOOK = Command("find", "runs", 0)
 
 
 class Watched(MongoStore):
-    """A store that tells when a worker has found nothing more to claim."""
+    """A store that tells when a worker has found nothing more to claim, and no broadcast to go on with."""
 
     def __init__(self, client: MongoClient[Any], name: str, **options: Any) -> None:
         super().__init__(client, name, **options)
         self.looks = 0
         self._looked = trio.Event()
+        self.swept = trio.Event()
+
+    async def sides(self, kind: str, **asked: Any) -> list[SideDoc]:
+        found = await super().sides(kind, **asked)
+        if kind == BROADCASTS:
+            self.swept.set()
+        return found
 
     async def next_due(self, routes: Any) -> int | None:
         found = await super().next_due(routes)
@@ -69,6 +78,7 @@ async def quiet_engine(client, url, commands, *workflows, change_streams=False, 
     async with open_engine(store, *workflows, **settings) as engine:
         if not store.looks:
             await store.until_looked(1)
+        await store.swept.wait()
         commands.clear()
         yield engine, store
 

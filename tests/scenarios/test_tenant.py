@@ -438,7 +438,7 @@ async def test_what_several_runs_share_shows_the_id_that_the_tenant_knows():
             await own.get("r")
         told.append([str(damage.value), damage.value.meta])
         await trio.sleep(100)
-    assert any(event.name == "engine.error" for event in told if not isinstance(event, list))
+    assert any(event.name == "workflow.failed" for event in told if not isinstance(event, list))
     assert "\u241f" not in repr(told)
 
 
