@@ -155,7 +155,7 @@ FAULTS = (
         tests=(
             "tests/crash/test_leases.py::test_a_worker_that_cannot_beat_stops_itself_before_others_may_take_over[False]",
         ),
-        seed=199,
+        seed=79,
     ),
     Fault(
         name="beat-counted-from-its-reply",
@@ -246,7 +246,7 @@ FAULTS = (
         for side in sides:
 """,
         tests=("tests/crash/test_windows.py::test_a_worker_that_enlists_during_a_look_round_is_not_dead",),
-        seed=663,
+        seed=987,
     ),
     Fault(
         name="expected-runs-handed-back",

@@ -43,7 +43,7 @@ FAULTS = (
                 "::test_a_refused_run_is_asked_about_again_when_it_has_changed[False]"
             ),
         ),
-        blind="the world has one version of its code",
+        blind=RARE,
     ),
     Fault(
         name="version-that-is-back-is-robbed",
@@ -51,9 +51,7 @@ FAULTS = (
         file="_runtime/migrator.py",
         before="return [run for run in found if Route(run.origin.workflow, run.head.version) not in live]",
         after="return found",
-        tests=(
-            "tests/scenarios/test_ver_workers.py::test_a_worker_of_the_old_version_that_comes_back_is_preferred[memory]",
-        ),
+        tests=("tests/scenarios/test_ver_migrate.py::test_a_worker_that_has_just_come_keeps_its_runs",),
         seed=658,
     ),
     Fault(
@@ -62,7 +60,7 @@ FAULTS = (
         file="_runtime/migrator.py",
         before="        self._refused[run.origin.id] = run.head.revision\n",
         after="",
-        tests=("tests/scenarios/test_ver_refusals.py::test_a_refused_run_stands_in_nobodys_way",),
+        tests=("tests/scenarios/test_ver_refusals.py::test_what_is_refused_is_told_once[an error]",),
         seed=120,
     ),
     Fault(
@@ -90,6 +88,6 @@ FAULTS = (
         before="    if not _stays(turn, happening):\n",
         after="    if False:\n",
         tests=("tests/unit/test_decide_migrating.py::test_waits_stay_with_their_step_and_go_with_it",),
-        blind=RARE,
+        seed=846,
     ),
 )

@@ -253,6 +253,23 @@ async def test_a_busy_worker_keeps_its_runs_too():
 
 
 @in_virtual_time
+async def test_a_worker_that_has_just_come_keeps_its_runs():
+    """Proves that a version which was missing a moment ago is looked for again before its runs are taken over."""
+    store = MemoryStore(exclusive=False)
+    old, new = first_holds("1.0.0", "hold"), first_holds("2.0.0", "", migrate=unchanged)
+    async with open_engine(store, old):
+        pass
+    async with open_engine(store, new, lease=600) as engine:
+        await trio.sleep(1)
+        async with open_engine(store, old, max_concurrent_runs=1) as first:
+            held, waits = await first.start(old, "hold"), await first.start(old, "wait")
+            await trio.sleep(300)
+            assert (await engine.get(waits.id)).version == "1.0.0"
+            await held.cancel()
+            assert (await engine.run(waits.id).wait()).version == "1.0.0"
+
+
+@in_virtual_time
 async def test_what_a_leaving_worker_hands_back_is_taken_over_at_once():
     """Proves that a run which was due already when the last worker of its version left is migrated then."""
     store = MemoryStore()
