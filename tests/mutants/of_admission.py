@@ -407,7 +407,7 @@ FAULTS = (
         file="_runtime/tenancy.py",
         before="stored_id(scope.tenant, run_id) if scope.confined else None",
         after="stored_id(scope.tenant, run_id) if scope.confined and scope.tenant is None else None",
-        tests=("tests/scenarios/test_tenant.py::test_two_tenants_use_one_id_and_one_key",),
+        tests=("tests/scenarios/test_tenant.py::test_two_tenants_use_one_id_and_one_key[memory]",),
         seed=0,
         world="flow",
     ),
