@@ -133,6 +133,13 @@ def test_count_is_of_firings_and_not_of_what_was_missed_or_skipped():
     assert (doc.fired, doc.due, due_at(doc)) == (2, None, None)
 
 
+def test_count_ends_a_turn_that_finds_more_to_fire():
+    """Proves that a worker which comes late, and may fire several at once, fires no more than `count` says."""
+    doc, firings = advance(schedule(Recurrence.every(10, count=2)), START + 50_000, until=START + 65_000)
+    assert seconds(firings) == [10, 20]
+    assert (doc.spent, doc.due) == (2, None)
+
+
 @pytest.mark.parametrize("overlap", ["allow", "skip", "queue"])
 def test_overlap(overlap):
     """Proves what becomes of firings while the run of the first is active, and when it has settled."""
