@@ -84,7 +84,7 @@ FAULTS = (
         name="bucket-not-healed",
         promise="A full bucket looks at its holders again before it refuses.",
         file="_runtime/slots.py",
-        before="            if not healed and not all(ask.is_late for ask in refused):\n",
+        before="            if not healed and self._may_be_wrong(bucket, now, refused):\n",
         after="            if healed:\n",
         tests=("tests/scenarios/test_strict.py::test_a_bucket_heals_before_it_refuses",),
         blind=RARE,
@@ -263,8 +263,8 @@ FAULTS = (
         name="trigger-mints-its-run",
         promise="An emission starts one run for each trigger, however often it is carried out.",
         file="_runtime/triggers.py",
-        before="await _start(machinery, doc, mine, trigger, triggered_run(doc.key, mine.id, index))",
-        after="await _start(machinery, doc, mine, trigger, machinery.services.chance.run_id(doc.at))",
+        before="triggered_run(doc.key, mine.id, index), again=again)",
+        after="machinery.services.chance.run_id(doc.at), again=again)",
         tests=("tests/scenarios/test_trig.py::test_a_run_is_not_deleted_while_its_broadcast_may_be_repeated",),
         seed=6,
         world="flow",
@@ -344,14 +344,8 @@ FAULTS = (
         name="firing-decided-by-all",
         promise="A firing is left to the worker that decided it, for a while.",
         file="_core/schedules.py",
-        before=(
-            "    firings = tuple(msgspec.structs.replace(each, until=until) for each in "
-            "turn.pending if each.until <= now)\n"
-        ),
-        after=(
-            "    firings = tuple(msgspec.structs.replace(each, until=now) for each in "
-            "turn.pending if each.until <= now)\n"
-        ),
+        before="        msgspec.structs.replace(each, until=until, tries=each.tries + 1)\n",
+        after="        msgspec.structs.replace(each, until=now, tries=each.tries + 1)\n",
         tests=(
             "tests/unit/test_schedules.py::test_a_firing_is_decided_once_and_left_to_who_decided_it",
             "tests/unit/test_schedules.py::test_what_was_decided_before_a_pause_is_carried_out",

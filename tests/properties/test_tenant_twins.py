@@ -350,6 +350,8 @@ def normal(told: object, engine: Engine, *, virtual: bool) -> list[str]:
         lambda found: names.setdefault(found[0], f"<id {len(names)}>"),
         text,
     )
+    # A draft that may be removed begins at a revision that is drawn.
+    text = re.sub(r"revision=\d{5,}", "<drawn>", text)
     if not virtual:
         text = re.sub(r"at_millis=\d+", "<time>", text)
         text = re.sub(r"Instant\(\"[^\"]*\"\)", "<time>", text)
